@@ -1,0 +1,181 @@
+"""The command ``cisskit``: run, demo, report, methods, scenarios, doctor."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cisskit import __version__
+from cisskit.errors import KitError, unknown
+from cisskit.scenario import CLASS_NAMES, SETTINGS, Scenario
+
+EXAMPLES = {
+    "toy-5-2": "the embedded scenes, the default: 5 + 2 + 2 of 9 classes",
+    "toy-5-1": "the scenes in five steps",
+    "voc-19-1": "the VOC tasks of the papers, alphabetical order",
+    "voc-15-5": "",
+    "voc-15-1": "",
+    "voc-10-1": "",
+    "voc-5-3": "",
+    "isprs-2-2-1": "three or more numbers are the sizes of all groups",
+    "voc:person,chair/horse,cow": "groups of classes, any subset in any order",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 all well, 1 something failed, 2 the request cannot be carried out."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.command(args)
+    except KitError as error:
+        print(f"cisskit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ncisskit: stopped; run the same command again to continue.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cisskit", description="Class-incremental semantic segmentation, notebook first.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(command=function)
+        return sub
+
+    run = command("run", _run, "Execute the notebooks of one or more methods, step by step, and write a report.")
+    _run_arguments(run, scenario=None, method=None)
+    demo = command("demo", _run, "The main job: joint, ft, mib and dkd on the embedded scenes.")
+    _run_arguments(demo, scenario="toy-5-2", method="joint,ft,mib,dkd")
+
+    report = command("report", _report, "Make report.html from finished runs.")
+    report.add_argument("folder", nargs="?", default="runs", help="a runs folder, or a part of one")
+
+    command("methods", _methods, "List the methods and their fields.")
+    command("scenarios", _scenarios, "List data sets, example scenarios and settings.")
+
+    doctor = command("doctor", _doctor, "Check this machine and say how to mend what is wrong.")
+    doctor.add_argument("--voc", metavar="DIR", help="also check a Pascal VOC folder")
+    doctor.add_argument("--runs", default="runs", help="where runs go (free space)")
+    return parser
+
+
+def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, method: str | None) -> None:
+    add = parser.add_argument
+    add("--scenario", required=scenario is None, default=scenario, help="e.g. toy-5-2, voc-15-1 or voc:person,chair/horse,cow")
+    add("--method", required=method is None, default=method, help="ids separated by commas, or 'all'")
+    add("--setting", default="overlap", choices=SETTINGS, help="which images a step sees and what they tell")
+    add("--seed", default="0", help="one or more seeds separated by commas")
+    add("--set", action="append", default=[], metavar="[METHOD.]FIELD=VALUE", help="change a field of a method or its recipe; data.FIELD: of the data set")
+    add("--runs", default="runs", help="folder for the runs")
+    add("--data-root", default="", help="folder of the data set (the scenes need none)")
+    add("--arch", default="", help="network; by default the toy network on scenes, deeplabv3_resnet101 elsewhere")
+    add("--weights", default="imagenet", help="backbone weights: imagenet, none, or a state-dict file")
+    add("--eval-size", default="full", help="full, or cropN: shorter side N and centre crop, as the papers do with 512")
+    add("--device", default="", help="cpu, cuda, cuda:1; by default the GPU when there is one")
+    add("--jobs", type=int, default=0, help="notebooks side by side; 0: one per core on a CPU, one on a GPU")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from cisskit.method import available
+    from cisskit.pipeline import chains, default_jobs, make_report, run_chains
+    from cisskit.runs import Run
+    from cisskit.views.tables import results
+
+    methods = available() if args.method == "all" else [m.strip() for m in args.method.split(",") if m.strip()]
+    seeds = [_integer(word, "--seed") for word in str(args.seed).split(",")]
+    jobs = args.jobs or default_jobs(args.device)
+    if jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per process: more of them fight for the cores
+    overrides = _overrides(args.set, methods)
+    todo = chains(
+        args.scenario, methods, seeds, overrides, setting=args.setting, runs=str(Path(args.runs).resolve()), device=args.device,
+        data_root=str(Path(args.data_root).resolve()) if args.data_root else "", data_options=overrides.get("data", {}), arch=args.arch,
+        weights=args.weights if args.weights in ("imagenet", "none") else str(Path(args.weights).resolve()), eval_size=args.eval_size,
+    )  # fmt: skip
+    scenario = Scenario.named(args.scenario, setting=args.setting)
+    steps = sum(chain.steps for chain in todo)
+    print(f"{scenario.name} {scenario.setting}: {steps} notebooks, {min(jobs, len(todo))} at a time, into {args.runs}/", flush=True)
+    well = run_chains(todo, jobs, say=lambda text: print(text, flush=True))
+    runs = [Run.load(folder) for chain in todo for folder in sorted(chain.folder.parent.glob("step*")) if (folder / "metrics.json").exists()]
+    runs = [run for run in runs if run.done]
+    if runs:
+        print(f"\n{results(runs).to_string(index=False)}\n")
+        print(f"report: {make_report(Path(args.runs) / f'{scenario.name}-{scenario.setting}', runs)}")
+    for chain in todo:
+        if chain.error:
+            print(f"failed: {chain.method} seed {chain.parameters['seed']} step {chain.next}: {chain.error}", file=sys.stderr)
+    return 0 if well else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from cisskit.pipeline import make_report
+    from cisskit.runs import find_runs
+    from cisskit.views.tables import results
+
+    runs = find_runs(args.folder)
+    if not runs:
+        raise KitError(f"no finished runs under {args.folder}. Make some first: cisskit demo.")
+    scenarios = {run.folder.parents[2] for run in runs}
+    for folder in sorted(scenarios):
+        part = [run for run in runs if run.folder.parents[2] == folder]
+        print(f"{folder}\n{results(part).to_string(index=False)}\nreport: {make_report(folder, part)}\n")
+    return 0
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from cisskit.method import methods_table
+
+    for row in methods_table():
+        print(f"{row['id']:<8} {row['name']:<6} {row['paper']}")
+        if row["fields"]:
+            print(f"{'':<16}{row['fields']}")
+    return 0
+
+
+def _scenarios(args: argparse.Namespace) -> int:
+    print("data sets:", ", ".join(f"{name} ({len(classes)} classes)" for name, classes in CLASS_NAMES.items()))
+    print("settings: ", ", ".join(SETTINGS))
+    for text, remark in EXAMPLES.items():
+        scenario = Scenario.named(text)
+        print(f"  {text:<28} {len(scenario.steps):>2} steps: {' + '.join(str(s.n_new) for s in scenario.steps)}  {remark}".rstrip())
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from cisskit.doctor import checks, report
+
+    found = checks({"voc": Path(args.voc)} if args.voc else None, Path(args.runs))
+    print(report(found))
+    return 1 if any(check.ok is False for check in found) else 0
+
+
+def _overrides(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["dkd.lambda_kd=5", "epochs=1"]`` -> ``{"dkd": {"lambda_kd": 5}, "": {"epochs": 1}}``."""
+    overrides: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        left, equals, right = setting.partition("=")
+        owner, _, field = left.rpartition(".")
+        if not equals or not field:
+            raise KitError(f"--set {setting!r} is not of the form METHOD.FIELD=VALUE or FIELD=VALUE, e.g. dkd.lambda_kd=5.")
+        if owner and owner not in (*methods, "data"):
+            raise unknown("method in --set", owner, [*methods, "data"])
+        try:
+            value = json.loads(right)
+        except ValueError:
+            value = right
+        overrides.setdefault(owner, {})[field] = value
+    return overrides
+
+
+def _integer(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise KitError(f"{option} takes whole numbers separated by commas, not {text!r}.") from error

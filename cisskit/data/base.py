@@ -1,0 +1,483 @@
+"""Images as they are labelled at a step.
+
+A `Source` knows files (or scenes) and original ids. `Data` puts a scenario on top: which images belong to a step, which
+pixels are told, and batches in a fixed order. Labels are renumbered here and nowhere else, by a table of 256 entries.
+Definitions: protocol.md, sections 2, 3 and 7.
+"""
+
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cisskit.data.transforms import crop_box, crop_resize, evaluation_crop, evaluation_side, flip, normalise
+from cisskit.errors import KitError, first_ten, unknown
+from cisskit.scenario import BACKGROUND, IGNORE, Scenario
+
+Sees = Literal["step", "seen"]
+"""``step``: images and labels of one step. ``seen``: of all steps so far, for the joint upper bound."""
+USES = ("train", "train_seen", "val", "truth")
+
+
+@dataclass
+class Batch:
+    """What a method sees.
+
+    image: (B, 3, H, W) float32, normalised. label: (B, H, W) int64, learned ids, 0 and 255.
+    extra: ``names`` list of B str, ``from_memory`` (B,) bool, and what a method's ``needs`` asked for.
+    """
+
+    image: Tensor
+    label: Tensor
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on ``device`` (copies do not block the host)."""
+        extra = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.extra.items()}
+        return replace(
+            self, image=self.image.to(device, non_blocking=True), label=self.label.to(device, non_blocking=True), extra=extra
+        )
+
+
+class Source(ABC):
+    """Images and label maps of one data set, by split and position. Labels hold original ids, 0 and 255."""
+
+    dataset: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+    palette: NDArray[np.uint8]
+    """(256, 3) colour of each original id."""
+
+    @abstractmethod
+    def names(self, split: str) -> tuple[str, ...]:
+        """One name per image, unique within the split. Raises `KitError` for an unknown split."""
+
+    @abstractmethod
+    def image(self, split: str, i: int) -> Tensor:
+        """(3, H, W) uint8, RGB."""
+
+    @abstractmethod
+    def label(self, split: str, i: int) -> Tensor:
+        """(H, W) uint8, original ids."""
+
+    @abstractmethod
+    def presence(self, split: str) -> NDArray[np.bool_]:
+        """(n, 256): does image i show original id c, in one pixel of the whole map or more?"""
+
+    @abstractmethod
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        """(n, 2): height and width of every label map."""
+
+    @abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """Digest of the contents that decide a result; the same on every machine that holds the same data."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The options that decide a result, ready for JSON. No paths."""
+
+    def where(self, split: str, i: int) -> str:
+        """How an error names the image."""
+        return f"{self.dataset} {split} image {self.names(split)[i]!r}"
+
+    def pair(self, split: str, i: int) -> tuple[Tensor, Tensor]:
+        """Image and label. Raises `KitError` when their sizes differ."""
+        image, label = self.image(split, i), self.label(split, i)
+        if image.shape[1:] != label.shape:
+            (h, w), (lh, lw) = image.shape[1:], label.shape
+            raise KitError(
+                f"{self.where(split, i)}: the image is {w} x {h} pixels, its label {lw} x {lh}. A label belongs to one image "
+                "of the same size; fetch both again from the same release."
+            )
+        return image, label
+
+    def position(self, split: str, name: str) -> int:
+        """Where ``names(split)`` holds ``name``. Raises `KitError` if it does not."""
+        tables = self.__dict__.setdefault("_positions", {})
+        if split not in tables:
+            tables[split] = {n: i for i, n in enumerate(self.names(split))}
+        if name not in tables[split]:
+            raise KitError(f"{self.dataset} {split} has no image {name!r}; its names look like {first_ten(self.names(split))}.")
+        return int(tables[split][name])
+
+    def arrays(self, split: str) -> tuple[Tensor, Tensor] | None:
+        """All images (n, H, W, 3) and labels (n, H, W), uint8, of a source that lives in memory; else None."""
+        return None
+
+    def warm(self, split: str, indices: NDArray[np.int64]) -> None:  # noqa: B027 (nothing to do is a fair answer)
+        """Decode ahead whatever will be kept in memory. Called before loader processes are forked, so they share it."""
+
+
+# --- label tables and image selection: pure functions of ids ---
+
+
+def label_table(kept: Mapping[int, int], *, other: int = BACKGROUND, background: int = BACKGROUND, void: int = IGNORE) -> Tensor:
+    """A lookup table for labels; `renumber` applies it.
+
+    kept: original id -> learned id. Everything else becomes ``other``, 0 becomes ``background``, 255 ``void``.
+    The defaults are the kit's rule; the columns of protocol.md 3 are other values of the three. Returns (256,) uint8.
+    """
+    table = torch.full((256,), other, dtype=torch.uint8)
+    table[0], table[IGNORE] = background, void
+    for original, learned in kept.items():
+        table[original] = learned
+    return table
+
+
+def renumber(label: Tensor, table: Tensor) -> Tensor:
+    """Every pixel through a `label_table`. label: uint8, any shape; the result has the table's type and device."""
+    return table.index_select(0, label.reshape(-1).int()).view(label.shape)  # 6x faster than table[label.int()]
+
+
+def arrivals(scenario: Scenario, step: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Original ids of the old, current and future classes at a step. Classes outside the scenario are in none of them."""
+    now = scenario.step(step)
+    order = scenario.order
+    return order[: now.n_old], order[now.n_old : now.n_seen], order[now.n_seen :]
+
+
+def step_table(scenario: Scenario, step: int, use: str) -> Tensor:
+    """The `label_table` of a step.
+
+    use: ``train`` = current classes are told, the rest is background (the setting ``sequential`` tells old ones too);
+    ``train_seen`` and ``val`` = old and current; ``truth`` = all classes of the scenario, for the confusion matrix.
+    Classes outside the scenario are background, 255 stays.
+    """
+    if use not in USES:
+        raise unknown("use of labels", use, USES)
+    old, current, future = arrivals(scenario, step)
+    told = current
+    if use != "train" or scenario.setting == "sequential":
+        told = old + current
+    if use == "truth":
+        told += future
+    learned = {original: k + 1 for k, original in enumerate(scenario.order)}
+    return label_table({c: learned[c] for c in told})
+
+
+def shows(presence: NDArray[np.bool_], classes: Sequence[int]) -> NDArray[np.bool_]:
+    """(n,): which images show one of the classes (original ids) or more. presence: (n, 256)."""
+    return np.asarray(presence[:, list(classes)].any(axis=1))
+
+
+def select(presence: NDArray[np.bool_], scenario: Scenario, step: int, sees: Sees = "step") -> NDArray[np.bool_]:
+    """(n,): which training images belong to a step (protocol.md 2). presence: (n, 256).
+
+    overlap: shows a current class. disjoint, sequential: and no class of a later step. joint: every image.
+    ``sees="seen"``: images of this step and all before. Raises `KitError` when there is none.
+    """
+    if sees not in ("step", "seen"):
+        raise unknown("value of sees", sees, ("step", "seen"))
+    _, current, future = arrivals(scenario, step)
+    if scenario.setting == "joint":
+        chosen = np.ones(len(presence), dtype=bool)
+    else:
+        chosen = shows(presence, current)
+        if scenario.setting != "overlap":
+            chosen &= ~shows(presence, future)
+    if not chosen.any():
+        names = [f"{scenario.classes[scenario.order.index(c) + 1]} ({c})" for c in current]
+        raise KitError(
+            f"step {step} of {scenario.name!r} ({scenario.setting}) has no training image: none of the {len(presence)} images "
+            f"shows {', '.join(names)}{'' if scenario.setting == 'overlap' else ' without a class of a later step'}. "
+            "Choose other classes, another order or the setting 'overlap', or add images."
+        )
+    if sees == "seen":
+        for earlier in range(step):
+            chosen = chosen | select(presence, scenario, earlier)
+    return chosen
+
+
+def select_test(presence: NDArray[np.bool_], scenario: Scenario, step: int, which: str = "all") -> NDArray[np.bool_]:
+    """(n,): which images are evaluated after a step: ``all``, or those that show a ``seen`` class (MiB, PLOP, DKD)."""
+    if which == "all":
+        return np.ones(len(presence), dtype=bool)
+    if which != "seen":
+        raise unknown("choice of test images", which, ("all", "seen"))
+    old, current, _ = arrivals(scenario, step)
+    return shows(presence, old + current)
+
+
+# --- batches ---
+
+Key = tuple[int, int]
+"""What a loader process is asked for: position of the image in its split, seed of its crop."""
+
+
+class _Samples(Dataset[Any]):
+    """Reads the images of one batch: uint8 (B, H, W, 3) and (B, H, W). Crop, no flip: that is done on the whole batch."""
+
+    def __init__(self, source: Source, split: str, *, crop: int | None = None, eval_side: int | None = None) -> None:
+        self.source, self.split, self.crop, self.eval_side = source, split, crop, eval_side
+
+    def one(self, key: Key) -> tuple[Tensor, Tensor]:
+        i, seed = key
+        image, label = self.source.pair(self.split, i)
+        if self.crop is not None:
+            height, width = label.shape
+            box = crop_box(height, width, random.Random(seed))
+            image, label = crop_resize(image, label, box, self.crop)
+        elif self.eval_side is not None:
+            image, label = evaluation_crop(image, label, self.eval_side)
+        return image.permute(1, 2, 0), label
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor] | str:
+        # A KitError travels as its text: raised in a loader process it would arrive wrapped in that process's traceback.
+        try:
+            images, labels = zip(*map(self.one, keys), strict=True)
+        except KitError as error:
+            return str(error)
+        return torch.stack(images), torch.stack(labels)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor] | str:
+        return self.__getitems__([key])
+
+
+def _as_read(batch: Any) -> Any:
+    return batch  # the data set already returns whole batches
+
+
+class _Reader:
+    """Batches of raw samples, read here or by ``workers`` processes that stay alive from epoch to epoch."""
+
+    def __init__(self, samples: _Samples, indices: NDArray[np.int64], workers: int, *, keep: bool) -> None:
+        self.samples, self.indices, self.workers, self.keep = samples, indices, workers, keep
+        self.keys: list[list[Key]] = []  # the batches to read; the loader looks here each time it is started
+        self.loaders: dict[bool, DataLoader[Any]] = {}
+
+    def read(self, keys: list[list[Key]], *, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        self.keys[:] = keys
+        if pin not in self.loaders:
+            processes: dict[str, Any] = {}
+            if self.workers:
+                self.samples.source.warm(self.samples.split, self.indices)
+                processes = {"persistent_workers": self.keep, "prefetch_factor": 3}
+                if sys.platform == "linux":  # forked processes share what is decoded already
+                    processes["multiprocessing_context"] = "fork"
+            self.loaders[pin] = DataLoader(
+                self.samples, batch_sampler=self.keys, num_workers=self.workers, collate_fn=_as_read, pin_memory=pin, **processes
+            )
+        for batch in self.loaders[pin]:
+            if isinstance(batch, str):
+                raise KitError(batch)
+            yield batch
+
+
+def _rows(arrays: tuple[Tensor, Tensor], batches: list[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `_Reader.read` gives, for a source in memory: plain indexing."""
+    images, labels = arrays
+    for batch in batches:
+        at = torch.from_numpy(batch)
+        yield images.index_select(0, at), labels.index_select(0, at)
+
+
+class _Finish:
+    """The part of a batch's making that runs on the device: cast, mirror, normalise, renumber."""
+
+    def __init__(self, source: Source, table: Tensor, device: torch.device, truth: Tensor | None = None) -> None:
+        self.device = device
+        self.table = table.long().to(device)
+        self.truth = truth.long().to(device) if truth is not None else None
+        self.mean, self.std = (torch.tensor(v).to(device) for v in (source.mean, source.std))
+
+    def __call__(self, images: Tensor, labels: Tensor, flips: Tensor | None, extra: dict[str, Any]) -> Batch:
+        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        labels = labels.to(self.device, non_blocking=True)
+        if flips is not None:
+            images, labels = flip(images, flips), flip(labels, flips)
+        if self.truth is not None:
+            extra["truth"] = renumber(labels, self.truth)
+        return Batch(normalise(images, self.mean, self.std), renumber(labels, self.table), extra)
+
+
+class Plan(NamedTuple):
+    """One epoch, decided before it starts. All arrays are indexed by position in the epoch."""
+
+    order: NDArray[np.int64]  # (n,) which of the step's images
+    flips: NDArray[np.bool_]  # (n,)
+    seeds: NDArray[np.int64]  # (n,) of the crop box
+
+
+class TrainLoader:
+    """Training batches of one step; made by `Data.train`.
+
+    Order, crop and flip at a position of an epoch are a pure function of (seed, step, epoch, position): they depend
+    neither on the number of workers nor on what was read before, so a resumed epoch sees the same batches.
+
+    n_images: images of the step and of the memory. batches_per_epoch: whole batches only, but at least one.
+    names: in the order of the split, memory last.
+    """
+
+    def __init__(
+        self, source: Source, indices: NDArray[np.int64], n_memory: int, table: Tensor, *,
+        crop: int | None, batch_size: int, seed: int, step: int, workers: int, truth: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.source, self.indices, self.table, self.truth = source, indices, table, truth
+        self.n_images, self.n_memory = len(indices), n_memory
+        self.batch_size = min(batch_size, self.n_images)
+        self.batches_per_epoch = max(1, self.n_images // batch_size)
+        self.seed, self.step = seed, step
+        names = source.names("train")
+        self.names = tuple(names[i] for i in indices)
+        self._arrays = source.arrays("train") if crop is None else None
+        self._reader = _Reader(_Samples(source, "train", crop=crop), indices, workers, keep=True)
+        self._finish: dict[torch.device, _Finish] = {}
+
+    def plan(self, epoch: int) -> Plan:
+        # RandomState: numpy promises its numbers for ever, so an old run can be resumed with a new numpy.
+        rng = np.random.RandomState([self.seed, self.step, epoch])
+        n = self.n_images
+        return Plan(
+            rng.permutation(n).astype(np.int64), rng.random_sample(n) < 0.5, rng.randint(0, 2**31, size=n, dtype=np.int64)
+        )
+
+    def epoch(self, epoch: int, device: torch.device | str = "cpu", *, whole: bool = False) -> Iterator[Batch]:
+        """The batches of an epoch, on ``device``; pixels travel there as uint8 and are finished there.
+
+        whole: also the last, incomplete batch, which training drops: every image once, for statistics.
+        Only one epoch of a loader runs at a time: starting another ends the first.
+        """
+        device = torch.device(device)
+        if device not in self._finish:
+            self._finish[device] = _Finish(self.source, self.table, device, self.truth)
+        finish = self._finish[device]
+        plan = self.plan(epoch)
+        ends = [(k * self.batch_size, (k + 1) * self.batch_size) for k in range(self.batches_per_epoch)]
+        if whole and ends[-1][1] < self.n_images:
+            ends.append((ends[-1][1], self.n_images))
+        images_at = self.indices[plan.order]
+        flips = torch.from_numpy(plan.flips).to(device)
+        from_memory = torch.from_numpy(plan.order >= self.n_images - self.n_memory).to(device)
+        if self._arrays is not None:
+            raw = _rows(self._arrays, [images_at[a:b] for a, b in ends])
+        else:
+            keys = list(zip(images_at.tolist(), plan.seeds.tolist(), strict=True))
+            raw = self._reader.read([keys[a:b] for a, b in ends], pin=device.type == "cuda")
+        for (a, b), (images, labels) in zip(ends, raw, strict=True):
+            extra = {"names": [self.names[k] for k in plan.order[a:b]], "from_memory": from_memory[a:b]}
+            yield finish(images, labels, flips[a:b], extra)
+
+
+class Data:
+    """A scenario on a source: the images of a step, labelled as that step labels them.
+
+    crop: side of the random resized training crop; None trains on the images as they are.
+    eval_size: ``"full"``, or ``"crop512"`` (any side): shorter side 512, centre crop.
+    batch_size: of training, and the largest of evaluation. seed: order, crops and flips.
+    workers: loader processes; changes speed, never a batch.
+    """
+
+    def __init__(
+        self, scenario: Scenario, source: Source, *, crop: int | None = None, eval_size: str = "full",
+        batch_size: int = 16, seed: int = 0, workers: int = 0,
+    ) -> None:  # fmt: skip
+        if scenario.dataset != source.dataset:
+            raise KitError(
+                f"scenario {scenario.name!r} is about {scenario.dataset!r}, but the images are {source.dataset!r}. "
+                f"Open the source with open_source({scenario.dataset!r}, ...) or choose a scenario of {source.dataset!r}."
+            )
+        for name, value, least in (("crop", crop, 1), ("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
+            if value is not None and not (isinstance(value, int) and least <= value < 2**32):
+                raise KitError(f"{name}={value!r} must be a whole number, {least} or more.")
+        self.scenario, self.source = scenario, source
+        self.crop, self.eval_size, self.batch_size = crop, eval_size, batch_size
+        self.seed, self.workers = seed, workers
+        self._eval_side = evaluation_side(eval_size)
+
+    def members(self, step: int, sees: Sees = "step") -> NDArray[np.int64]:
+        """Positions of the step's images in the split ``train``. Raises `KitError` when there is none."""
+        return np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees))
+
+    def train(self, step: int, sees: Sees = "step", memory: Sequence[str] = (), *, truth: bool = False) -> TrainLoader:
+        """Training batches of a step.
+
+        truth: also give ``extra["truth"]``, (B, H, W) int64, the learned ids of all classes; for reporting, never for training.
+        memory: names of training images that are replayed. They come on top of the step's images, are labelled by the
+        same table (an exemplar shows the step's classes only), and are marked in ``extra["from_memory"]``.
+        Raises `KitError` for a step without images, an unknown name, and images of several sizes without a crop.
+        """
+        replayed = [self.source.position("train", name) for name in memory]
+        indices = np.concatenate([self.members(step, sees), np.array(replayed, dtype=np.int64)])
+        if self.crop is None:
+            sizes = np.unique(self.source.sizes("train")[indices], axis=0)
+            if len(sizes) > 1 and self.batch_size > 1:
+                raise KitError(
+                    f"the {len(indices)} images of step {step} have {len(sizes)} different sizes and cannot share a batch. "
+                    "Give a training crop, for instance crop=224 (or batch_size=1)."
+                )
+        table = step_table(self.scenario, step, "train" if sees == "step" else "train_seen")
+        return TrainLoader(
+            self.source, indices, len(replayed), table,
+            crop=self.crop, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
+            truth=step_table(self.scenario, step, "truth") if truth else None,
+        )  # fmt: skip
+
+    def test(
+        self, step: int, split: str = "test", which: str = "all", device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Evaluation batches after a step; labels hold every class of the scenario, the future ones too (``truth``).
+
+        which: ``all`` images, or those with a ``seen`` class. Batches hold images of one size; their order means nothing.
+        """
+        chosen = np.flatnonzero(select_test(self.source.presence(split), self.scenario, step, which))
+        if not len(chosen):
+            raise KitError(f"no {split} image of {self.source.dataset!r} shows a class seen at step {step}; use which='all'.")
+        device = torch.device(device)
+        finish = _Finish(self.source, step_table(self.scenario, step, "truth"), device)
+        groups = [chosen]
+        if self._eval_side is None:
+            sizes, group_of = np.unique(self.source.sizes(split)[chosen], axis=0, return_inverse=True)
+            groups = [chosen[group_of.ravel() == g] for g in range(len(sizes))]
+        batches = [group[a : a + self.batch_size] for group in groups for a in range(0, len(group), self.batch_size)]
+        arrays = self.source.arrays(split) if self._eval_side is None else None
+        if arrays is not None:
+            raw = _rows(arrays, batches)
+        else:
+            reader = _Reader(_Samples(self.source, split, eval_side=self._eval_side), chosen, self.workers, keep=False)
+            raw = reader.read([[(int(i), 0) for i in b] for b in batches], pin=device.type == "cuda")
+        names = self.source.names(split)
+        for batch, (images, labels) in zip(batches, raw, strict=True):
+            extra = {"names": [names[i] for i in batch], "from_memory": torch.zeros(len(batch), dtype=torch.bool, device=device)}
+            yield finish(images, labels, None, extra)
+
+    def sample(self, split: str, which: str | int, step: int, use: str = "train") -> tuple[Tensor, Tensor]:
+        """One whole image for a picture: (3, H, W) uint8 and its label (H, W) uint8 in learned ids.
+
+        which: name or position. use: see `step_table`.
+        """
+        i = self.source.position(split, which) if isinstance(which, str) else int(which)
+        image, label = self.source.pair(split, i)
+        return image, renumber(label, step_table(self.scenario, step, use))
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """(256, 3) colour of each learned id."""
+        colours = self.source.palette.copy()
+        colours[1 : len(self.scenario.order) + 1] = self.source.palette[list(self.scenario.order)]
+        return colours
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the data that decides a result, ready for JSON; no paths, nothing of this machine.
+
+        Raises `KitError` when a step has no images, so that a chain of steps fails before its first.
+        """
+        return {
+            "dataset": self.source.dataset,
+            "source": self.source.describe(),
+            "fingerprint": {split: self.source.fingerprint(split) for split in ("train", "test")},
+            "images_per_step": [len(self.members(step.index)) for step in self.scenario.steps],
+            "test_images": len(self.source.names("test")),
+            "crop": self.crop,
+            "eval_size": self.eval_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }

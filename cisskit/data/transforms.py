@@ -1,0 +1,115 @@
+"""Geometry and normalisation of image and label together, as in DKD (dkd.md 7.3).
+
+Images are bilinear, labels nearest, both through Pillow: its antialiased uint8 filter is what the released code uses,
+and the tensor version of it differs by one grey level. Label ids are never mixed, so a resized label holds only values
+that the original had.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cisskit.errors import KitError
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels."""
+
+
+def crop_box(
+    height: int,
+    width: int,
+    rng: random.Random,
+    *,
+    scale: tuple[float, float] = (0.5, 2.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    attempts: int = 10,
+) -> Box:
+    """A random box inside an image: area = U(scale) * H * W, aspect = exp U(log ratio), up to ``attempts`` tries.
+
+    A scale above 1 never zooms out: it only makes tries fail. When all fail the box is the whole image, or the largest
+    central one inside ``ratio`` if the image is narrower or wider than that. Draws from ``rng`` in the order of the
+    released code: area, aspect, then top and left of an accepted box.
+    """
+    for _ in range(attempts):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = rng.randint(0, height - h)
+            return top, rng.randint(0, width - w), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_resize(image: Tensor, label: Tensor, box: Box, size: int) -> tuple[Tensor, Tensor]:
+    """Cut ``box`` out and resize it to ``size`` x ``size``.
+
+    Args:
+        image: (3, H, W) uint8.
+        label: (H, W) uint8.
+        box: inside the image.
+    Returns:
+        uint8 (3, size, size) and (size, size).
+    """
+    top, left, h, w = box
+    image, label = image[:, top : top + h, left : left + w], label[top : top + h, left : left + w]
+    return _resize_image(image, size, size), _resize_label(label, size, size)
+
+
+def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Shorter side to ``size``, then the central ``size`` x ``size``: the published test transform.
+
+    Label and image are cut alike, so a quarter of a 4:3 photograph is never scored. Shapes as in `crop_resize`.
+    """
+    height, width = label.shape
+    if height <= width:
+        height, width = size, int(size * width / height)
+    else:
+        height, width = int(size * height / width), size
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    image, label = _resize_image(image, height, width), _resize_label(label, height, width)
+    return image[:, top : top + size, left : left + size], label[top : top + size, left : left + size]
+
+
+def flip(maps: Tensor, flips: Tensor) -> Tensor:
+    """Mirror left to right where ``flips`` (B,) bool is set. maps: (B, ..., W), any type; returns a new tensor."""
+    return torch.where(flips.view(-1, *[1] * (maps.dim() - 1)), maps.flip(-1), maps)
+
+
+def normalise(image: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """(x / 255 - mean) / std. image: (..., 3, H, W) uint8; returns float32 of the same shape, on the same device."""
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=image.device).view(3, 1, 1) for v in (mean, std))
+    return torch.sub(image, 255 * mean).mul_(1 / (255 * std))  # two passes over the pixels
+
+
+def evaluation_side(eval_size: str) -> int | None:
+    """``"full"`` -> None, ``"crop512"`` -> 512. Raises `KitError` for anything else."""
+    if eval_size == "full":
+        return None
+    if eval_size.startswith("crop") and eval_size[4:].isdigit() and int(eval_size[4:]) > 0:
+        return int(eval_size[4:])
+    raise KitError(f"eval_size {eval_size!r} is neither 'full' nor 'crop' with a side in pixels, as in 'crop512'.")
+
+
+def _resize_image(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[1:] == (height, width):
+        return image
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _resize_label(label: Tensor, height: int, width: int) -> Tensor:
+    if label.shape == (height, width):
+        return label
+    resized = Image.fromarray(np.ascontiguousarray(label.numpy())).resize((width, height), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(resized))

@@ -1,0 +1,230 @@
+"""The contract between a paper and the training loop.
+
+A method is one file in `cisskit/methods/` that defines ``METHOD``, a frozen dataclass derived from `Method`. Its fields
+are the paper's hyper-parameters; it overrides the verbs that its paper changes. `fit` knows this class and no paper.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from cisskit import methods as method_files
+from cisskit.errors import KitError, unknown
+from cisskit.models import Model, Output, create
+from cisskit.scenario import Scenario, Step
+
+if TYPE_CHECKING:
+    from cisskit.data import Batch, Data
+    from cisskit.replay import Exemplar
+    from cisskit.runs import Run
+
+STRICT = ConfigDict(extra="forbid", strict=False)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """How one step is trained. Fields hold the values of a paper or of the scenes; every one of them is overridable.
+
+    lr is the backbone's; decoder and heads learn ``head_factor`` times as fast. schedule: ``poly`` (1 - k/K)^0.9 per
+    iteration; ``warm_poly`` the same after a linear warm-up over the first fifth; ``one_cycle`` up and down once.
+    crop: side of the random training crops in pixels, None takes images as they are. freeze: parts that `Model.freeze`
+    keeps still during this step.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    head_factor: float = 1.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["poly", "warm_poly", "one_cycle"] = "poly"
+    weight_decay: float = 1e-4
+    crop: int | None = 512
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(f"epochs and batch_size are at least 1 and lr is positive, not {self}")
+
+
+SCENES = (
+    Recipe(epochs=5, batch_size=16, lr=6e-3, optimizer="adamw", schedule="one_cycle", crop=None),
+    Recipe(epochs=3, batch_size=16, lr=2e-3, optimizer="adamw", schedule="one_cycle", crop=None, freeze=("bn",)),
+)
+"""The embedded scenes, one rule for all methods: a network from scratch in seconds, batch norm frozen after step 0."""
+
+
+@plain_dataclass
+class Context:
+    """What a method may look at during a step."""
+
+    scenario: Scenario
+    step: Step
+    recipe: Recipe
+    method: "Method"
+    run: "Run"
+    data: "Data"
+    device: torch.device
+    seed: int
+    arch: str
+    weights: str | None  # of the backbone before step 0
+    model: Model = field(init=False)
+    old_model: Model | None = None  # frozen copy of the model after the previous step; None at step 0
+    memory: "list[Exemplar]" = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)  # what `Method.prepare` returned
+    progress: float = 0.0  # share of this step's iterations done, 0..1
+
+
+class Method:
+    """One paper. Derive, decorate with ``@dataclass(frozen=True, config=STRICT)``, override what the paper changes."""
+
+    title: ClassVar[str] = ""
+    """Name as the field writes it, e.g. "MiB"."""
+    paper: ClassVar[str] = ""
+    """Title, venue and year."""
+    recipes: ClassVar[Mapping[str, tuple[Recipe, Recipe]]] = {}
+    """Data set -> recipes of step 0 and of the later steps, as published."""
+    sees: ClassVar[Literal["step", "seen"]] = "step"
+    """"seen": images and labels of all steps so far, trained anew at every step (the joint upper bound)."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Extras that the data must bring, e.g. ("saliency",)."""
+    inert: ClassVar[frozenset[str]] = frozenset()
+    """Published terms that train nothing; they are logged, and a test holds them to it."""
+
+    @property
+    def id(self) -> str:
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def recipe(self, scenario: Scenario, step: Step) -> Recipe:
+        """The paper's recipe for this data set. Raises `KitError` when the paper has none."""
+        recipes = {"toy": SCENES, **self.recipes}
+        if scenario.dataset not in recipes:
+            raise KitError(
+                f"{self.title} has no published recipe for {scenario.dataset!r}; it has {', '.join(recipes)}. "
+                f"Add one to `recipes` in cisskit/methods/{self.id}.py."
+            )
+        return recipes[scenario.dataset][min(step.index, 1)]
+
+    def build(self, scenario: Scenario, arch: str, weights: str | None) -> Model:
+        """The network before step 0: one head for background and base classes."""
+        model = create(arch, weights)
+        model.add_head(1 + scenario.steps[0].n_new)
+        return model
+
+    def grow(self, model: Model, step: Step) -> None:
+        """Make room for the classes of ``step`` (> 0); the teacher has been copied already. Default: a random head."""
+        model.add_head(step.n_new)
+
+    def param_groups(self, model: Model, recipe: Recipe, step: Step) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer, each with "params", "lr" and "weight_decay"."""
+        fast = recipe.lr * recipe.head_factor
+        parts = {"backbone": recipe.lr, "decoder": fast, "heads": fast, "aux": fast}
+        groups = [
+            {"params": trainable(getattr(model, part)), "lr": lr, "weight_decay": recipe.weight_decay} for part, lr in parts.items()
+        ]
+        return [group for group in groups if group["params"]]
+
+    def exemplars(self, ctx: Context, earlier: "list[Exemplar]") -> "list[Exemplar]":
+        """Training images to keep from earlier steps, chosen before step t >= 1; ``earlier`` is the memory of step t - 1."""
+        return []
+
+    def prepare(self, ctx: Context, loader: "Iterable[Batch]") -> dict[str, Any]:
+        """Statistics for ``ctx.stats``, gathered without gradients before step t >= 1 trains."""
+        return {}
+
+    def targets(self, batch: "Batch", teacher: Output | None, ctx: Context) -> Tensor:
+        """(B, H, W) labels to train on; a method with pseudo-labels returns a new tensor."""
+        return batch.label
+
+    def losses(self, batch: "Batch", student: Output, teacher: Output | None, ctx: Context) -> dict[str, Tensor]:
+        """Named, weighted scalar terms; `fit` sums and logs them. teacher is None at step 0."""
+        raise TypeError(f"{type(self).__name__} must define losses(); it is what a method is.")
+
+    def predict(self, output: Output) -> Tensor:
+        """(B, H, W) int64 learned ids. Default: argmax."""
+        return output.logits.argmax(dim=1)
+
+    def base_key(self) -> dict[str, Any]:
+        """What of this method decides the result of step 0. Methods with equal keys share that run."""
+        return {"method": self.id, **settings_of(self)}
+
+
+def trainable(part: nn.Module) -> list[nn.Parameter]:
+    """Parameters that may get gradients."""
+    return [p for p in part.parameters() if p.requires_grad]
+
+
+def settings_of(item: Any) -> dict[str, Any]:
+    """Fields of a Method or Recipe as JSON values."""
+    return {f.name: _plain(getattr(item, f.name)) for f in fields(item)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def available() -> list[str]:
+    """Ids of all methods: the files in `cisskit/methods/`."""
+    return sorted(m.name for m in pkgutil.iter_modules(method_files.__path__))
+
+
+def method_class(name: str) -> type[Method]:
+    """The class behind an id. Raises `KitError` for an unknown one."""
+    if name not in available():
+        raise unknown("method", name, available())
+    return importlib.import_module(f"{method_files.__name__}.{name}").METHOD
+
+
+def configure(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """A method with some of its fields changed, and the changes that belong to its recipes.
+
+    ``overrides`` mixes fields of the method and of `Recipe`, e.g. ``{"lambda_kd": 5.0, "epochs": 3}``.
+    Raises `KitError` for an unknown field (the nearest one is named) and for a value of the wrong type.
+    """
+    cls = method_class(name)
+    own, recipe = {f.name for f in fields(cls)}, {f.name for f in fields(Recipe)}  # type: ignore[arg-type]
+    for key in overrides:
+        if key not in own | recipe:
+            raise unknown(f"field of {name}", key, sorted(own) + sorted(recipe))
+    method = checked(cls, {k: v for k, v in overrides.items() if k in own}, name)
+    return method, {k: v for k, v in overrides.items() if k in recipe}
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some fields changed. Raises `KitError` for values that do not fit."""
+    return checked(Recipe, {**settings_of(recipe), **changes}, "recipe")
+
+
+def checked(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'values'} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise KitError(f"{where}: {faults}.") from error
+
+
+def methods_table(rows: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Facts about each method for `cisskit methods`."""
+    table = []
+    for name in rows or available():
+        cls = method_class(name)
+        table.append({
+            "id": name,
+            "name": cls.title,
+            "paper": cls.paper,
+            "fields": ", ".join(f"{f.name}={f.default!r}" for f in fields(cls)),  # type: ignore[arg-type]
+        })  # fmt: skip
+    return table
+
+
+__all__ = [
+    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "method_class",
+    "methods_table", "replace", "settings_of", "trainable",
+]  # fmt: skip

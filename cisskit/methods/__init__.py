@@ -1,0 +1,1 @@
+"""One file, one paper. `cisskit.method.available()` lists what is here."""

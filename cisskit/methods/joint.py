@@ -1,0 +1,32 @@
+"""Joint. The upper bound: what the same network reaches when nothing has to be remembered.
+
+Idea: at step t train a fresh network on all images of steps 0..t with the labels of all classes seen so far.
+
+    L = CE(z, y)
+    z student logits   y labels: background, every class seen so far, 255
+
+Papers report the last step only (one training with all classes, baselines.md 3); here every step has its own bound, so
+that curves can be compared at every step, and the last one is the published kind. ``--setting joint`` trains that alone.
+"""
+
+from cisskit.losses import cross_entropy
+from cisskit.method import SCENES, STRICT, Method, Recipe, dataclass
+
+VOC = Recipe(epochs=30, batch_size=24, lr=0.01)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Joint(Method):
+    title = "Joint"
+    paper = "joint training, upper bound (as in MiB's code, CVPR 2020)"
+    recipes = {"voc": (VOC, VOC), "toy": (SCENES[0], SCENES[0])}  # each step is a step 0
+    sees = "seen"
+
+    def losses(self, batch, student, teacher, ctx):
+        return {"ce": cross_entropy(student.logits, batch.label)}
+
+    def base_key(self):
+        return {"loss": "cross-entropy"}
+
+
+METHOD = Joint

@@ -1,0 +1,296 @@
+"""A run is a folder of files: ``runs/<scenario>-<setting>/<method>/seed<k>/step<t>/``.
+
+    config.json          settings (everything that decides the result) and the environment it ran in
+    metrics.json         written last: its presence means the step is done
+    confusion.npy        (1 + K, 1 + K) int64 over all K classes of the scenario; rows truth, columns prediction, learned ids
+    history.csv          one row per iteration: every loss term and the learning rate
+    model.safetensors    weights after the step, with the settings as metadata
+    memory.json          exemplars kept from earlier steps (methods with a memory)
+    notebook.ipynb       the executed notebook
+    checkpoint.safetensors, progress.jsonl, notebook.partial.ipynb     only while the step is unfinished
+
+Files appear complete or not at all. Nothing here is a pickle.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cisskit import __version__
+from cisskit.errors import KitError
+from cisskit.scenario import Scenario
+
+FINISHED = ("config.json", "history.csv", "model.safetensors", "confusion.npy", "metrics.json")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends well; on any error the old file stays.
+
+    Raises `KitError` when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise KitError(
+                f"the disk is full: {path} was not written ({free:.0f} MB free). What was complete is still there; "
+                "free some space and run the same command again, it continues from the last checkpoint."
+            ) from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """A safetensors file with ``about`` as its metadata."""
+    with written_whole(path) as beside:
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, beside, metadata={"cisskit": json.dumps(about)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote. Raises `KitError` for a missing, truncated or foreign file."""
+    if not path.is_file():
+        raise KitError(f"no weights at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get("cisskit")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError) as error:
+        raise KitError(f"{path} is damaged ({error}). Delete its folder {path.parent} and run that step again.") from error
+    if about is None:
+        raise KitError(f"{path} was not written by cisskit: it carries no settings. Train the step here, or remove the file.")
+    return tensors, json.loads(about)
+
+
+def digest(value: Any) -> str:
+    """Short fingerprint of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One step of one method: its folder and the settings that decide its result."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, root: Path | str, settings: Mapping[str, Any], place: Mapping[str, Any] | None = None) -> "Run":
+        """The run with these settings, its folder made and its config.json written.
+
+        place: where things are on this machine (data root); recorded, but not part of what decides the result.
+
+        Raises `KitError`, with the fields that differ, when the folder holds a run with other settings, and when the
+        previous step is not finished or belongs to other settings.
+        """
+        folder = folder_of(Path(root), settings)
+        run = cls(folder, dict(settings))
+        previous = run.previous
+        if previous is not None and not previous.done:
+            raise KitError(
+                f"step {settings['step']} continues from step {settings['step'] - 1}, which is not finished in {previous.folder}. "
+                f"Run it first: cisskit run --scenario {settings['scenario']} --setting {settings['setting']} --method {settings['method']}."
+            )
+        config = folder / "config.json"
+        if config.exists():
+            old = json.loads(config.read_text(encoding="utf-8"))["settings"]
+            faults = differences(old, json.loads(json.dumps(run.settings)))
+            if faults:
+                raise KitError(
+                    f"{folder} holds a run with other settings; it is left alone. Different: {'; '.join(faults)}. "
+                    "Choose another folder (--runs), or remove this one if you do not need it."
+                )
+        else:
+            write_json(config, {"settings": run.settings, "environment": environment(), "place": dict(place or {})})
+        return run
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Run":
+        """A run that exists. Raises `KitError` when the folder is not one."""
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise KitError(f"{folder} is not a run folder ({type(error).__name__}: {error}).") from error
+        return cls(folder, settings)
+
+    @property
+    def step(self) -> int:
+        return int(self.settings["step"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where things were on the machine that made the run."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("place", {})
+
+    @property
+    def previous(self) -> "Run | None":
+        """The step before, or None at step 0."""
+        if self.step == 0:
+            return None
+        folder = self.folder.with_name(f"step{self.step - 1}")
+        return Run.load(folder) if (folder / "config.json").exists() else Run(folder, {**self.settings, "step": self.step - 1})
+
+    @property
+    def scenario(self) -> Scenario:
+        return Scenario.named(self.settings["scenario"], setting=self.settings["setting"])
+
+    @property
+    def done(self) -> bool:
+        return all((self.folder / name).exists() for name in FINISHED)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json. Raises `KitError` when the step is not finished."""
+        return json.loads(self._file("metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(1 + K, 1 + K) int64, rows truth, columns prediction, learned ids of all classes of the scenario."""
+        return np.load(self._file("confusion.npy"), allow_pickle=False)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per iteration: epoch, iteration, lr and every loss term."""
+        return pd.read_csv(self._file("history.csv"))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights after the step. Raises `KitError` when the file is missing, damaged, or of other settings."""
+        tensors, about = load_tensors(self.folder / "model.safetensors")
+        faults = differences(about, json.loads(json.dumps(self.settings)))
+        if faults:
+            raise KitError(f"{self.folder / 'model.safetensors'} belongs to another run. Different: {'; '.join(faults)}.")
+        return tensors
+
+    def adopt(self) -> bool:
+        """Take over a finished step 0 whose result is bound to be the same; True when one was found.
+
+        FT, MiB and the joint bound train the same first step (`Method.base_key`), so the second one copies the first.
+        """
+        if self.step != 0 or self.done:
+            return self.done
+        seed_folder = self.folder.parent.name
+        for other in sorted(self.folder.parents[2].glob(f"*/{seed_folder}/step0")):
+            if other == self.folder or not (other / "metrics.json").exists():
+                continue
+            twin = Run.load(other)
+            if twin.done and shared(twin.settings) == shared(self.settings):
+                weights, _ = load_tensors(other / "model.safetensors")
+                save_tensors(self.folder / "model.safetensors", weights, self.settings)
+                for name in ("history.csv", "confusion.npy", "metrics.json"):  # metrics.json last: it means done
+                    with written_whole(self.folder / name) as beside:
+                        shutil.copyfile(other / name, beside)
+                return True
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder while it is written. Raises `KitError` when another one is at work."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise KitError(f"{self.folder} is in use by another process; wait for it, or choose another --runs folder.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def note(self, **values: Any) -> None:
+        """Append a line to progress.jsonl, for whoever watches from outside."""
+        with (self.folder / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise KitError(f"{path} does not exist: this step is not finished. Run it again, it continues where it stopped.")
+        return path
+
+
+def folder_of(root: Path, settings: Mapping[str, Any]) -> Path:
+    """Where a run with these settings lives."""
+    scenario = Scenario.named(settings["scenario"], setting=settings["setting"])
+    return root / f"{scenario.name}-{scenario.setting}" / settings["method"] / f"seed{settings['seed']}" / f"step{settings['step']}"
+
+
+def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide step 0: the method counts only through its base key."""
+    return json.loads(json.dumps({k: v for k, v in settings.items() if k not in ("method", "fields")}))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``"recipe.epochs is 5, asked for 3"`` for every leaf that differs."""
+    faults = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            faults += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            faults.append(f"{prefix}{key} is {a!r}, asked for {b!r}")
+    return faults
+
+
+def find_runs(root: Path | str, where: Callable[[Run], bool] = lambda run: run.done) -> list[Run]:
+    """All runs under ``root`` that ``where`` accepts (default: finished ones), by scenario, method, seed and step."""
+    runs = [Run.load(config.parent) for config in Path(root).rglob("step*/config.json")]
+    return sorted(
+        (run for run in runs if where(run)),
+        key=lambda run: (run.settings["scenario"], run.settings["method"], run.settings["seed"], run.step),
+    )
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions and revision, for the record; they do not decide whether a run is the same."""
+    packages = ("torch", "torchvision", "numpy")
+    return {"cisskit": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}, "git": revision()}
+
+
+def revision() -> str | None:
+    """Git revision of the kit's checkout, with ``+changes`` when the tree is not clean; None outside git."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if dirty.strip() else "")

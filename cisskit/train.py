@@ -1,0 +1,394 @@
+"""The one place that trains: `begin` a step, `fit` it, `evaluate` it. It knows the contract and names no method."""
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cisskit.data import Data, open_source
+from cisskit.errors import KitError
+from cisskit.method import Context, Method, Recipe, changed, configure, settings_of
+from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
+from cisskit.models import Model
+from cisskit.replay import Exemplar
+from cisskit.runs import Run, digest, folder_of, load_tensors, save_tensors, write_json, write_text, written_whole
+from cisskit.scenario import Scenario
+from cisskit.schedules import one_cycle, poly, warm_poly
+
+LOG_EVERY = 20  # iterations between two looks at the losses; a look waits for the device
+
+SCHEDULES = {"poly": poly, "warm_poly": warm_poly, "one_cycle": one_cycle}
+
+
+def plan(
+    scenario: str,
+    method: str,
+    step: int,
+    *,
+    setting: str = "overlap",
+    seed: int = 0,
+    arch: str = "",
+    weights: str = "imagenet",
+    data_root: str = "",
+    data_options: Mapping[str, Any] | None = None,
+    eval_size: str = "full",
+    future_as: str = "ignore",
+    overrides: Mapping[str, Any] | None = None,
+    runs: Path | str = "runs",
+) -> tuple[Method, Recipe, Data, dict[str, Any]]:
+    """Everything that decides the result of one step, checked, before anything is written or trained.
+
+    scenario, setting: see `Scenario.named`. arch: "" is the toy network on the scenes and DeepLabV3-ResNet101 elsewhere.
+    weights: "imagenet", "none" or a file. overrides: fields of the method or of its recipe. runs: where the step
+    before is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
+    Raises `KitError` for anything unknown or missing.
+    """
+    task = Scenario.named(scenario, setting=setting)
+    now = task.step(step)
+    paper, changes = configure(method, overrides or {})
+    recipe = changed(paper.recipe(task, now), changes)
+    arch = arch or ("toy" if task.dataset == "toy" else "deeplabv3_resnet101")
+    source = open_source(task.dataset, data_root or None, **(data_options or {}))
+    data = Data(task, source, crop=recipe.crop, eval_size=eval_size, batch_size=recipe.batch_size, seed=seed)
+    settings: dict[str, Any] = {
+        "scenario": task.text,
+        "setting": setting,
+        "method": method,
+        "step": step,
+        "seed": seed,
+        "arch": arch,
+        "weights": None if arch == "toy" else _weights_key(weights),
+        "recipe": settings_of(recipe),
+        "fields": settings_of(paper),
+        "base": paper.base_key(),
+        "data": data.describe(),
+        "options": dict(data_options or {}),
+        "future_as": future_as,
+        "previous": None,
+    }
+    if step > 0:
+        before = folder_of(Path(runs), {**settings, "step": step - 1})
+        settings["previous"] = digest(dict(Run.load(before).settings)) if (before / "config.json").exists() else "missing"
+    return paper, recipe, data, settings
+
+
+def begin(
+    scenario: str, method: str, step: int, *, runs: Path | str = "runs", weights: str = "imagenet", device: str = "", **options: Any
+) -> Context:
+    """Open the run of one step and set up its networks: teacher copied and frozen, new head born, statistics gathered.
+
+    Arguments as in `plan`; device "" is the GPU when there is one. A step 0 that another method has trained already is
+    taken over; a finished step is opened with its weights. Raises `KitError` as `plan` and `Run.open` do.
+    """
+    paper, recipe, data, settings = plan(scenario, method, step, runs=runs, weights=weights, **options)
+    run = Run.open(runs, settings, place={"data_root": str(options.get("data_root", ""))})
+    ctx = _context(run, paper, recipe, data, device, None if weights == "none" else weights)
+    if run.adopt() or (run.folder / "model.safetensors").exists():
+        ctx.model.load_state_dict(run.weights())
+    if ctx.step.index > 0:
+        ctx.memory = _memory(ctx)
+        _seed(ctx, "prepare")
+        with torch.no_grad():
+            ctx.stats = paper.prepare(ctx, train_loader(ctx).epoch(0, ctx.device))
+    return ctx
+
+
+def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
+    """A finished run with its model and teacher, for views: nothing is trained or written.
+
+    data_root: where its images lie; "" is where they were when the run was made.
+    """
+    settings = run.settings
+    paper, _ = configure(settings["method"], settings["fields"])
+    recipe = changed(Recipe(epochs=1, batch_size=1, lr=1.0), settings["recipe"])
+    source = open_source(run.scenario.dataset, data_root or run.place.get("data_root") or None, **settings["options"])
+    data = Data(run.scenario, source, crop=recipe.crop, eval_size=settings["data"]["eval_size"], batch_size=recipe.batch_size, seed=run.seed)
+    ctx = _context(run, paper, recipe, data, device, None)
+    ctx.model.load_state_dict(run.weights())
+    return ctx
+
+
+def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, weights: str | None) -> Context:
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ctx = Context(
+        scenario=run.scenario, step=run.scenario.step(run.step), recipe=recipe, method=method, run=run, data=data,
+        device=where, seed=run.seed, arch=run.settings["arch"], weights=weights,
+    )  # fmt: skip
+    _seed(ctx, "networks")
+    ctx.old_model, ctx.model = _networks(ctx)
+    return ctx
+
+
+def train_loader(ctx: Context, *, truth: bool = False):
+    """This step's training batches as `fit` sees them; truth adds the true learned ids as ``extra["truth"]``."""
+    return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=[e.name for e in ctx.memory], truth=truth)
+
+
+def fit(ctx: Context, *, bar: bool = True) -> pd.DataFrame:
+    """Train the step, or continue it from its last epoch; returns the history, one row per iteration.
+
+    Every epoch is a pure function of (weights, optimizer, seed, step, epoch), so a continued run ends with the weights
+    of an uninterrupted one. Raises `KitError` when a loss term is not finite: the last good checkpoint stays.
+    """
+    if not (ctx.run.folder / "model.safetensors").exists():
+        with ctx.run.locked():
+            _train(ctx, bar)
+    return ctx.run.history
+
+
+def _train(ctx: Context, bar: bool) -> None:
+    run, recipe, model, method, step = ctx.run, ctx.recipe, ctx.model, ctx.method, ctx.step
+    loader = train_loader(ctx)
+    total = recipe.epochs * loader.batches_per_epoch
+    factor = SCHEDULES[recipe.schedule]
+    optimizer = _optimizer(method.param_groups(model, recipe, step), recipe)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    log = _Log(ctx)
+    done = _resume(ctx, optimizer, log)
+    checkpoint = run.folder / "checkpoint.safetensors"
+    with tqdm(total=total, initial=done * loader.batches_per_epoch, disable=not bar, desc=f"{method.title} step {step.index}", mininterval=0.5) as tick:
+        for epoch in range(done, recipe.epochs):
+            began = time.perf_counter()
+            _seed(ctx, f"epoch {epoch}")
+            model.train()
+            for i, batch in enumerate(loader.epoch(epoch, ctx.device)):
+                k = epoch * loader.batches_per_epoch + i
+                ctx.progress = k / total
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor(k, total)
+                with torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.device.type == "cuda"):
+                    student = model(batch.image)
+                    with torch.no_grad():
+                        teacher = ctx.old_model(batch.image) if ctx.old_model is not None else None
+                terms = method.losses(batch, student, teacher, ctx)
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(terms.values())).sum().backward()
+                optimizer.step()
+                log.add(epoch, k, optimizer.param_groups[-1]["lr"], terms, batch.extra["names"])
+                tick.update()
+                if (k + 1) % LOG_EVERY == 0:
+                    log.settle()
+                    tick.set_postfix(loss=f"{log.last:.3f}")
+            log.settle()
+            seconds = time.perf_counter() - began
+            run.note(epoch=epoch + 1, epochs=recipe.epochs, loss=log.last, seconds=round(seconds, 2))
+            if epoch + 1 < recipe.epochs:
+                save_tensors(checkpoint, _state(model, optimizer, log), {"settings": run.settings, "epochs": epoch + 1, "terms": log.names})
+    ctx.progress = 1.0
+    write_text(run.folder / "history.csv", log.table().to_csv(index=False, float_format="%.6g"))
+    save_tensors(run.folder / "model.safetensors", model.state_dict(), run.settings)
+    checkpoint.unlink(missing_ok=True)
+
+
+def evaluate(ctx: Context) -> dict[str, Any]:
+    """Score the step on the test images, write confusion.npy and metrics.json, return the metrics.
+
+    One confusion matrix over the whole set, on the device; its rows keep classes that have not arrived yet, so that
+    every convention can be computed from the file. Values are fractions in [0, 1].
+    """
+    run = ctx.run
+    if run.done:
+        return run.metrics
+    if not (run.folder / "model.safetensors").exists():
+        raise KitError(f"{run.folder} has no trained model yet; call fit(ctx) before evaluate(ctx).")
+    counter = ConfusionMatrix(len(ctx.scenario.classes), device=ctx.device)
+    images, began = 0, time.perf_counter()
+    for batch, predicted in predictions(ctx, ctx.model):
+        counter.update(batch.label, predicted)
+        images += len(batch.label)
+    seconds = time.perf_counter() - began
+    confusion = counter.numpy()
+    earlier = _earlier(run)
+    metrics = summarise(confusion, ctx.scenario, ctx.step, future_as=run.settings["future_as"], earlier=earlier)
+    metrics |= {
+        "test_images": images,
+        "train_images": train_loader(ctx).n_images,
+        "exemplars": len(ctx.memory),
+        "eval_size": ctx.data.eval_size,
+        "seconds_evaluation": round(seconds, 2),
+        "device": _device_name(ctx.device),
+    }
+    if ctx.step.index > 0 and type(ctx.method).targets is not Method.targets:
+        metrics["pseudo_labels"] = _pseudo_labels(ctx)
+    with written_whole(run.folder / "confusion.npy") as beside, beside.open("wb") as file:
+        np.save(file, confusion, allow_pickle=False)
+    write_json(run.folder / "metrics.json", metrics)
+    (run.folder / "progress.jsonl").unlink(missing_ok=True)
+    return run.metrics
+
+
+def predictions(ctx: Context, model: Model):
+    """(batch, predicted (B, H, W) learned ids) over the test images; batch.label holds the truth over all classes."""
+    model.eval()
+    with torch.inference_mode(), torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.device.type == "cuda"):
+        for batch in ctx.data.test(ctx.step.index, device=ctx.device):
+            yield batch, ctx.method.predict(model(batch.image))
+
+
+def _networks(ctx: Context) -> tuple[Model | None, Model]:
+    """(teacher, student) at the start of the step; the teacher is None at step 0 and for the joint bound."""
+    fresh = ctx.step.index == 0 or ctx.method.sees == "seen"
+    model = ctx.method.build(ctx.scenario, ctx.arch, ctx.weights if fresh else None)
+    for step in ctx.scenario.steps[1 : ctx.step.index + (1 if fresh else 0)]:
+        ctx.method.grow(model, step)
+    teacher = None
+    if not fresh:
+        previous = ctx.run.previous
+        assert previous is not None
+        model.load_state_dict(previous.weights())
+        teacher = copy.deepcopy(model).to(ctx.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        ctx.method.grow(model, ctx.step)
+    model = model.to(ctx.device, memory_format=torch.channels_last)
+    model.freeze(*ctx.recipe.freeze)
+    return teacher, model
+
+
+def _memory(ctx: Context) -> list[Exemplar]:
+    """Exemplars for this step, from memory.json or chosen now."""
+    file = ctx.run.folder / "memory.json"
+    if not file.exists():
+        previous = ctx.run.previous
+        assert previous is not None
+        _seed(ctx, "memory")
+        with torch.no_grad():
+            chosen = ctx.method.exemplars(ctx, _read_memory(previous.folder / "memory.json"))
+        if not chosen:
+            return []
+        write_json(file, [{"name": e.name, "classes": list(e.classes)} for e in chosen])
+    return _read_memory(file)
+
+
+def _read_memory(file: Path) -> list[Exemplar]:
+    if not file.exists():
+        return []
+    return [Exemplar(e["name"], tuple(e["classes"])) for e in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+
+
+def _state(model: Model, optimizer: torch.optim.Optimizer, log: "_Log") -> dict[str, Tensor]:
+    """Model, optimizer and history as flat tensors, for a safetensors checkpoint."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in entry.items() if v is not None}
+    return tensors | {"history": torch.tensor(log.rows, dtype=torch.float64)}
+
+
+def _resume(ctx: Context, optimizer: torch.optim.Optimizer, log: "_Log") -> int:
+    """Load the checkpoint of an interrupted step, if there is one; returns the epochs that are done."""
+    file = ctx.run.folder / "checkpoint.safetensors"
+    if not file.exists():
+        return 0
+    tensors, about = load_tensors(file)
+    ctx.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, entry in optimizer.state.items():
+        for name, value in entry.items():  # the fused kernels walk memory: a moment must lie as its (channels-last) weight does
+            if value.shape == parameter.shape:
+                entry[name] = torch.empty_like(parameter).copy_(value)
+    log.names, log.rows = about["terms"], tensors["history"].tolist()
+    return about["epochs"]
+
+
+class _Log:
+    """Loss terms per iteration. They stay on the device until `settle`, which looks at them once and checks them."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.names: list[str] = []
+        self.rows: list[list[float]] = []
+        self._pending: list[tuple[list[float], Tensor, list[str]]] = []
+
+    @property
+    def last(self) -> float:
+        """Sum of the terms at the last settled iteration."""
+        return sum(self.rows[-1][3:])
+
+    def add(self, epoch: int, iteration: int, lr: float, terms: Mapping[str, Tensor], images: list[str]) -> None:
+        self.names = self.names or list(terms)
+        self._pending.append(([epoch, iteration, lr], torch.stack([terms[name].detach() for name in self.names]), images))
+
+    def settle(self) -> None:
+        if not self._pending:
+            return
+        values = torch.stack([v for _, v, _ in self._pending]).double().cpu()
+        for (head, _, images), row in zip(self._pending, values.tolist(), strict=True):
+            bad = [name for name, value in zip(self.names, row, strict=True) if not np.isfinite(value)]
+            if bad:
+                raise KitError(
+                    f"loss term {', '.join(bad)} is not finite at epoch {head[0]:.0f}, iteration {head[1]:.0f} (images "
+                    f"{', '.join(images[:8])}). Training stopped; {self._good()}. Lower lr, or look at these images."
+                )
+            self.rows.append(head + row)
+        self._pending.clear()
+
+    def table(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.rows, columns=["epoch", "iteration", "lr", *self.names])
+        return table.astype({"epoch": int, "iteration": int})
+
+    def _good(self) -> str:
+        file = self.ctx.run.folder / "checkpoint.safetensors"
+        return f"the last good checkpoint is {file}" if file.exists() else "no epoch had been finished"
+
+
+def _pseudo_labels(ctx: Context) -> dict[str, Any]:
+    """How good the method's own targets are on this step's training images; the truth is used for reporting only."""
+    quality = PseudoLabelQuality(ctx.scenario, ctx.step)
+    assert ctx.old_model is not None
+    _seed(ctx, "pseudo-labels")
+    with torch.no_grad():
+        for batch in train_loader(ctx, truth=True).epoch(0, ctx.device, whole=True):
+            targets = ctx.method.targets(batch, ctx.old_model(batch.image), ctx)
+            quality.update(batch.extra["truth"], batch.label, targets)
+    return quality.result()
+
+
+def _earlier(run: Run) -> list[list[float | None]]:
+    """IoU per class in learned order after every earlier step of the chain."""
+    chain, previous = [], run.previous
+    while previous is not None:
+        iou = previous.metrics["iou"]
+        chain.append([iou[name] for name in run.scenario.classes if name in iou])
+        previous = previous.previous
+    return chain[::-1]
+
+
+def _seed(ctx: Context, purpose: str) -> None:
+    """Give torch's generator a state that depends on the run and the purpose alone, never on what ran before."""
+    text = f"{ctx.seed}/{ctx.step.index}/{purpose}"
+    torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)
+
+
+def _weights_key(weights: str) -> Any:
+    """What decides about the weights: torchvision's name, or the content of the file, wherever it lies."""
+    if weights in ("none", "imagenet"):
+        return None if weights == "none" else weights
+    path = Path(weights)
+    if not path.is_file():
+        raise KitError(f"no weights at {weights}. Pass the path of a state-dict file, 'imagenet', or 'none' for random weights.")
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)"
+
+
+__all__ = ["begin", "evaluate", "fit", "plan", "predictions", "restore", "train_loader"]
