@@ -53,7 +53,7 @@ types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
 notebooks: $(STAMP) ## check that the notebooks hold no outputs (make format removes them)
-	$(NOTEBOOKS) -exec $(STRIP) --verify {} +
+	@$(NOTEBOOKS) -exec $(STRIP) --verify {} +
 
 clean: ## remove caches and build leftovers; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
@@ -105,7 +105,7 @@ if [ $$tool = uv ]; then
     uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[test]'
 else
     $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-    $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile -c constraints.txt -e '.[test]'
+    $(BIN)/python -m pip install -qq --disable-pip-version-check --compile -c constraints.txt -e '.[test]'
 fi
 $(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name 'Python 3 (ipykernel)' >/dev/null
 echo '$(CURDIR)' > $(STAMP)

@@ -11,7 +11,7 @@ import torch
 from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table
 from cisskit.data.transforms import normalise
 from cisskit.errors import KitError
-from cisskit.scenario import Scenario
+from cisskit.scenario import CLASS_NAMES, Scenario
 
 SMALL = {"train": 60, "heldout": 5, "test": 22}
 
@@ -126,11 +126,9 @@ def test_properties_of_the_settings(seed):
 
 
 def test_an_empty_step_is_named():
-    with pytest.raises(
-        KitError, match=r"step 1 of .*has no training image.*7 images.*yellow|step 1.*striped square \(2\)"
-    ) as caught:
+    with pytest.raises(KitError, match=r"step 1 of .* has no training image: none of the 7 images") as caught:
         select(presence_of(*[[1]] * 7), Scenario("toy", ((1,), (2,))), 1)
-    assert "striped square (2)" in str(caught.value)
+    assert f"{CLASS_NAMES['toy'][1]} (2)" in str(caught.value)
     with pytest.raises(KitError, match="without a class of a later step"):
         select(presence_of([1, 2]), Scenario("toy", ((1,), (2,)), "disjoint"), 0)
 
@@ -255,7 +253,7 @@ def test_a_small_step_gives_one_small_batch(toy):
 
 def test_memory_comes_on_top_and_is_marked(data):
     members = data.train(1).names
-    memory = [name for name in data.source.names("train") if name not in members][:2] + [members[0]]
+    memory = [*sorted(set(data.source.names("train")) - set(members))[:2], members[0]]
     loader = data.train(1, memory=memory)
     assert loader.n_images == len(members) + 3 and loader.names == (*members, *memory)
     replayed = []
@@ -330,11 +328,8 @@ def test_description_is_json_and_decides(data, toy):
 
 
 def test_description_fails_before_the_first_step_if_a_later_one_is_empty():
-    class Bare(Marked):
-        pass
-
-    with pytest.raises(KitError, match="step 1 of .* has no training image"):
-        Data(Scenario("toy", ((1,), (2,))), Bare()).describe()
+    with pytest.raises(KitError, match=r"step 1 of .* has no training image"):
+        Data(Scenario("toy", ((1,), (2,))), Marked()).describe()
 
 
 def test_palette_follows_learned_ids(toy):

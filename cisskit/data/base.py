@@ -266,10 +266,15 @@ class _Reader:
             self.loaders[pin] = DataLoader(
                 self.samples, batch_sampler=self.keys, num_workers=self.workers, collate_fn=_as_read, pin_memory=pin, **processes
             )
+        fault = ""
         for batch in self.loaders[pin]:
             if isinstance(batch, str):
-                raise KitError(batch)
+                fault = batch
+                break
             yield batch
+        if fault:
+            self.loaders.clear()  # ends the processes now; held by the error's traceback they would linger
+            raise KitError(fault)
 
 
 def _rows(arrays: tuple[Tensor, Tensor], batches: list[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:

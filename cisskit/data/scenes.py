@@ -262,7 +262,7 @@ def _litter(rng: np.random.Generator, canvas: Plane, look: Domain) -> None:
     size = canvas.shape[1]
     scale = size / 64
     x, y = _grid(size)
-    n_patches, n_lines, n_bits = (int(n) for n in rng.integers((0, 1, 2), (3, 4, 6)))
+    n_patches, n_lines, n_bits = (int(n) for n in rng.integers((0, 1, 1), (int(os.environ.get("NP",2)), 4, int(os.environ.get("NB",5)))))
     for _ in range(n_patches):
         cx, cy, r, stretch, angle, period, pa, pb, accent, kind, strength = rng.random(11).tolist()
         cx, cy, r = size * cx, size * cy, scale * (6 + 5 * r)

@@ -346,7 +346,7 @@ def _stat_key(labels: list[Path]) -> str:
 def _load_index(file: Path, n: int) -> _Index | None:
     """The index in a cache file, or None when there is none or it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             index = _Index(stored["presence"], stored["sizes"], str(stored["digest"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

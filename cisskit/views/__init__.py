@@ -1,0 +1,13 @@
+"""Pictures and tables of runs. A view takes arrays or runs, draws, and returns what it drew; it never trains.
+
+    style       colours (one per method, one per kind of error), class legends, grids of small pictures
+    tables      runs by method and seed; the results table, the table of one chain, the files of a run
+    forgetting  curves and heat maps over steps: mIoU, IoU per class, forgetting, background shift
+    training    loss curves and the terms of one batch
+    masks       pictures with labels: what a step is told, what a teacher says, what a model makes of it
+    reasoning   DKD's evidence for and against a class
+    report      the sections of notebooks/report.ipynb, the page around them, the picture of the README
+
+Functions with an ``ax`` draw on it and return it; the others return a Figure that pyplot does not know, so a notebook
+shows it once, as the value of its cell, and nothing has to be closed. Axes are in percent, and means name their classes.
+"""

@@ -1,0 +1,183 @@
+"""Runs by method and seed, and what they reached, in percent with the class range of every mean."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cisskit.runs import FINISHED, Run
+from cisskit.views.style import in_order, method_title
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The finished steps of one method and seed, in order."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def method(self) -> str:
+        return str(self.last.settings["method"])
+
+    @property
+    def seed(self) -> int:
+        return self.last.seed
+
+    @property
+    def last(self) -> Run:
+        return self.runs[-1]
+
+    @property
+    def steps(self) -> list[int]:
+        return [run.step for run in self.runs]
+
+    def iou(self) -> NDArray[np.float64]:
+        """(T, 1 + K) fractions: row t after step t, column c learned id c of all K classes; NaN where unseen or not run."""
+        table = np.full((self.last.step + 1, len(self.last.scenario.classes)), np.nan)
+        for run in self.runs:
+            values = np.array(list(run.metrics["iou"].values()), dtype=np.float64)  # by learned id; None becomes NaN
+            table[run.step, : len(values)] = values
+        return table
+
+    def values(self, *keys: str) -> NDArray[np.float64]:
+        """(T,) one entry of metrics.json after every step, e.g. ``values("miou", "all", "value")``; NaN where there is none."""
+        line = np.full(self.last.step + 1, np.nan)
+        for run in self.runs:
+            line[run.step] = value(run, *keys)
+        return line
+
+
+def value(run: Run, *keys: str) -> float:
+    """One number of metrics.json, NaN where it is None or missing."""
+    entry: Any = run.metrics
+    for key in keys:
+        entry = (entry or {}).get(key)
+    return float("nan") if entry is None else float(entry)
+
+
+def by_method(runs: Iterable[Run]) -> dict[str, list[Chain]]:
+    """Chains per method, one per seed, methods in the order of legends. Runs of one scenario and setting."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        found.setdefault((str(run.settings["method"]), run.seed), []).append(run)
+    chains = [Chain(tuple(sorted(part, key=lambda run: run.step))) for _, part in sorted(found.items())]
+    return {method: [c for c in chains if c.method == method] for method in in_order(c.method for c in chains)}
+
+
+def results(runs: list[Run]) -> pd.DataFrame:
+    """The last step of every chain, one row per method: percent, mean ± standard deviation when there are several seeds.
+
+    Column heads name the classes they average (learned ids). "old" are the base classes and "new" all later ones, as in
+    the papers; "old → bg" and "forgetting" are about all classes of earlier steps. "all, mean of steps" averages "all"
+    after every step. A chain that ended early has a row of its own, with the class ranges in its cells.
+    """
+    groups = by_method(runs)
+    last = max((chain.last for chains in groups.values() for chain in chains), key=lambda run: run.step)
+    rows = []
+    for method, chains in groups.items():
+        for step in sorted({chain.last.step for chain in chains}, reverse=True):
+            same = [chain for chain in chains if chain.last.step == step]
+            rows.append({"method": method_title(method), "seeds": _listed([c.seed for c in same]), "step": step, **_row(same, last)})
+    return pd.DataFrame(rows)
+
+
+def _row(chains: Sequence[Chain], last: Run) -> dict[str, str]:
+    """Columns of one row. last: the run whose class ranges stand in the column heads."""
+    row = {}
+    for name, keys in _COLUMNS.items():
+        head, own = _classes(last, keys), _classes(chains[0].last, keys)
+        numbers = [100 * value(chain.last, *keys) for chain in chains]
+        text = _mean(numbers)
+        row[f"{name.format(classes=head)} %"] = text if own == head or text == MISSING else f"{text} [{own}]"
+    steps = [100 * float(np.mean(chain.values("miou", "all", "value"))) for chain in chains]
+    row["all, mean of steps %"] = _mean(steps)
+    return row
+
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "old [{classes}]": ("miou", "old", "value"),
+    "new [{classes}]": ("miou", "new", "value"),
+    "all [{classes}]": ("miou", "all", "value"),
+    "hIoU [{classes}]": ("hiou", "value"),
+    "old → bg [{classes}]": ("old_to_background",),
+    "forgetting [{classes}]": ("forgetting_mean",),
+}
+
+
+def _classes(run: Run, keys: Sequence[str]) -> str:
+    """Learned ids behind a number of metrics.json."""
+    if keys[0] == "miou":
+        return run.metrics["miou"][keys[1]]["classes"] or "none"
+    if keys[0] == "hiou":
+        return (run.metrics["hiou"]["classes"] or "none").replace(" and ", " | ")
+    n_old = run.scenario.step(run.step).n_old
+    return "none" if n_old == 0 else "1" if n_old == 1 else f"1-{n_old}"
+
+
+def chain_table(run: Run) -> pd.DataFrame:
+    """One row per step up to ``run``: mIoU of old, new and all classes in percent, each with its class range."""
+    steps = [run]
+    while (before := steps[0].previous) is not None and before.done:
+        steps.insert(0, before)
+    rows = {}
+    for each in steps:
+        cells = {name.split(" [")[0]: (100 * value(each, *keys), _classes(each, keys)) for name, keys in _COLUMNS.items()}
+        rows[each.step] = {f"{name} %": MISSING if np.isnan(v) else f"{v:.1f} [{ids}]" for name, (v, ids) in cells.items()}
+    return pd.DataFrame(rows).T.rename_axis("after step")
+
+
+def class_table(run: Run) -> pd.DataFrame:
+    """One row per class seen so far: when it arrived, IoU now, best IoU at an earlier step, forgetting; percent."""
+    metrics, scenario = run.metrics, run.scenario
+    rows = []
+    for c, (name, iou) in enumerate(metrics["iou"].items()):
+        arrived = next((s.index for s in scenario.steps if s.new.start <= c < s.new.stop), None)
+        lost = metrics["forgetting"].get(name) if c else metrics.get("forgetting_background")
+        rows.append({"id": c, "class": name, "step": arrived, "IoU %": _percent(iou), "forgetting %": _percent(lost)})
+    return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def files(run: Run) -> pd.DataFrame:
+    """The files of a finished run and their sizes in kB; a missing one has no size."""
+    sizes = {name: (run.folder / name).stat().st_size / 1024 if (run.folder / name).exists() else np.nan for name in FINISHED}
+    return pd.DataFrame({"file": list(sizes), "kB": [round(size, 1) for size in sizes.values()]})
+
+
+def protocol(runs: Sequence[Run]) -> str:
+    """One paragraph that says under which rules the numbers of these runs were made."""
+    last = max(runs, key=lambda run: run.step)
+    scenario, settings, metrics = last.scenario, last.settings, last.metrics
+    sizes = " + ".join(str(len(group)) for group in scenario.groups)
+    return (
+        f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}, "
+        f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}. Pixels of classes that have not arrived: "
+        f"{'left out' if metrics['future_as'] == 'ignore' else 'counted as background'} (future_as={metrics['future_as']}); "
+        f"classes without a pixel: {metrics['absent']}. One confusion matrix per evaluation, over all images. Old [{_classes(last, _OLD)}] "
+        f"are the base classes, new [{_classes(last, _NEW)}] all later ones, all [{_classes(last, _ALL)}] includes the "
+        f"background 0. Seeds: {_listed([run.seed for run in runs])}."
+    )
+
+
+_OLD, _NEW, _ALL = ("miou", "old"), ("miou", "new"), ("miou", "all")
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(seeds))))
+
+
+def _mean(numbers: Sequence[float]) -> str:
+    """ "71.3", "71.3 ± 0.8" or a dash."""
+    there = [n for n in numbers if not np.isnan(n)]
+    if not there:
+        return MISSING
+    spread = f" ± {np.std(there, ddof=1):.1f}" if len(there) > 1 else ""
+    return f"{np.mean(there):.1f}{spread}"
+
+
+def _percent(fraction: float | None) -> str:
+    return MISSING if fraction is None else f"{100 * fraction:.1f}"

@@ -1,0 +1,133 @@
+"""Chains of notebooks: order, sharing, failure, resume. A notebook of four cells stands in for the real ones."""
+
+import threading
+import time
+
+import nbformat
+import pytest
+
+from cisskit import pipeline
+from cisskit.errors import KitError
+from cisskit.pipeline import Chain, chains, check_parameters, execute, run_chains
+
+COMMON = {
+    "setting": "overlap", "device": "cpu", "data_root": "", "data_options": {"train": 24, "heldout": 4, "test": 6}, "arch": "",
+    "weights": "none", "eval_size": "full",
+}  # fmt: skip
+PARAMETERS = """method: str = "ft"
+scenario: str = "toy-5-4"
+setting: str = "overlap"
+step: int = 0
+seed: int = 0
+runs: str = "runs"
+data_root: str = ""
+data_options: dict = {}
+arch: str = ""
+weights: str = "none"
+eval_size: str = "full"
+device: str = ""
+overrides: dict = {}"""
+BODY = """from cisskit.train import begin, evaluate, fit
+ctx = begin(scenario, method, step, setting=setting, seed=seed, runs=runs, data_options=data_options, weights=weights, overrides=overrides)
+fit(ctx, bar=False)
+evaluate(ctx)"""
+
+
+def write_notebook(path, *cells):
+    book = nbformat.v4.new_notebook()
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    book.cells[0].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "NOTEBOOKS", tmp_path / "notebooks")
+    write_notebook(tmp_path / "notebooks/methods/baseline.ipynb", PARAMETERS, BODY)
+    return tmp_path / "notebooks"
+
+
+def plan(tmp_path, methods, overrides=None):
+    return chains("toy-5-4", methods, [0], {"": {"epochs": 1, "batch_size": 8}, **(overrides or {})}, runs=str(tmp_path / "runs"), **COMMON)
+
+
+def test_chains_run_and_a_second_call_finds_everything_done(notebooks, tmp_path):
+    said = []
+    assert run_chains(plan(tmp_path, ["ft", "mib"]), jobs=2, say=said.append)
+    folder = tmp_path / "runs/toy-5-4-overlap"
+    assert sorted(p.parent.name for p in folder.glob("*/seed0/step*/notebook.ipynb")) == ["step0", "step0", "step1", "step1"]
+    assert not list(folder.rglob("*.partial.ipynb")) and not list(folder.rglob("*.tmp"))
+    assert len(said) == 4 and "[ 4/4]" in said[-1] and all("mIoU all [0-" in line for line in said)
+    (notebooks / "methods/baseline.ipynb").unlink()  # nothing may be executed again
+    write_notebook(notebooks / "methods/baseline.ipynb", PARAMETERS, "raise RuntimeError")
+    said.clear()
+    assert run_chains(plan(tmp_path, ["ft", "mib"]), jobs=2, say=said.append)
+    assert len(said) == 4 and all("done before" in line for line in said)
+
+
+def test_a_failing_cell_stops_its_chain_and_no_other(notebooks, tmp_path):
+    write_notebook(notebooks / "methods/mib.ipynb", PARAMETERS, "x = 1", "if step == 0:\n    raise ZeroDivisionError('on purpose')", BODY)
+    said = []
+    todo = plan(tmp_path, ["mib", "ft"])
+    assert not run_chains(todo, jobs=1, say=said.append)
+    failed = next(chain for chain in todo if chain.method == "mib")
+    assert "ZeroDivisionError: on purpose" in failed.error and failed.next == 0
+    partial = tmp_path / "runs/toy-5-4-overlap/mib/seed0/step0/notebook.partial.ipynb"
+    assert str(partial) in failed.error and "on purpose" in partial.read_text()
+    assert not (partial.parent / "metrics.json").exists()
+    assert next(chain for chain in todo if chain.method == "ft").next == 2
+    assert any("FAILED, the later steps of this chain are skipped" in line for line in said)
+
+
+def test_a_dead_kernel_is_reported(tmp_path):
+    book = write_notebook(tmp_path / "dies.ipynb", "step: int = 0", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(KitError, match=r"DeadKernelError(.|\n)*partial notebook"):
+        execute(book, {"step": 1}, tmp_path / "out/notebook.ipynb")
+    assert not (tmp_path / "out/notebook.ipynb").exists()
+
+
+def test_parameter_names_are_checked_before_anything_runs(notebooks, tmp_path):
+    with pytest.raises(KitError, match=r"unknown parameter of baseline.ipynb 'seeed'\. Did you mean 'seed'"):
+        check_parameters(notebooks / "methods/baseline.ipynb", ["method", "seeed"])
+    write_notebook(notebooks / "methods/baseline.ipynb", "method: str = 'ft'")
+    with pytest.raises(KitError, match="unknown parameter of baseline.ipynb 'scenario'"):
+        plan(tmp_path, ["ft"])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "overrides", "message"),
+    [
+        (["ft", "dkdd"], {}, "unknown method 'dkdd'. Did you mean 'dkd'"),
+        (["mib"], {"mib": {"lambda_k": 1}}, "unknown field of mib 'lambda_k'. Did you mean 'lambda_kd'"),
+        (["ft"], {"": {"lr": "fast"}}, "recipe: lr = 'fast'"),
+    ],
+)
+def test_bad_requests_fail_before_anything_runs(notebooks, tmp_path, methods, overrides, message):
+    with pytest.raises(KitError, match=message):
+        plan(tmp_path, methods, overrides)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_equal_first_steps_never_run_at_the_same_time(monkeypatch):
+    """ft and mib share step 0; dkd does not and takes the free place."""
+    running, seen, guard = set(), [], threading.Lock()
+
+    def step(chain):
+        with guard:
+            running.add((chain.method, chain.next))
+            seen.append(set(running))
+        time.sleep(0.05)
+        with guard:
+            running.discard((chain.method, chain.next))
+        return "done"
+
+    monkeypatch.setattr(pipeline, "_step", step)
+    monkeypatch.setattr(pipeline, "_key", lambda c: f"{c.method}{c.next}" if c.next or c.method == "dkd" else "cross-entropy")
+    todo = [Chain(m, {"seed": 0}, 3) for m in ("ft", "mib", "dkd")]
+    assert run_chains(todo, jobs=2, say=lambda text: None)
+    assert not any({("ft", 0), ("mib", 0)} <= at_once for at_once in seen)
+    assert {("ft", 0), ("dkd", 0)} in seen and max(map(len, seen)) == 2 and len(seen) == 9
