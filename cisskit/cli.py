@@ -72,7 +72,13 @@ def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, met
     add("--method", required=method is None, default=method, help="ids separated by commas, or 'all'")
     add("--setting", default="overlap", choices=SETTINGS, help="which images a step sees and what they tell")
     add("--seed", default="0", help="one or more seeds separated by commas")
-    add("--set", action="append", default=[], metavar="[METHOD.]FIELD=VALUE", help="change a field of a method or its recipe; data.FIELD: of the data set")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="[METHOD.]FIELD=VALUE",
+        help="change a field of a method or its recipe; data.FIELD: of the data set",
+    )
     add("--runs", default="runs", help="folder for the runs")
     add("--data-root", default="", help="folder of the data set (the scenes need none)")
     add("--arch", default="", help="network; by default the toy network on scenes, deeplabv3_resnet101 elsewhere")
@@ -96,14 +102,21 @@ def _run(args: argparse.Namespace) -> int:
     overrides = _overrides(args.set, methods)
     todo = chains(
         args.scenario, methods, seeds, overrides, setting=args.setting, runs=str(Path(args.runs).resolve()), device=args.device,
-        data_root=str(Path(args.data_root).resolve()) if args.data_root else "", data_options=overrides.get("data", {}), arch=args.arch,
-        weights=args.weights if args.weights in ("imagenet", "none") else str(Path(args.weights).resolve()), eval_size=args.eval_size,
+        data_root=_whole(args.data_root), data_options=overrides.get("data", {}), arch=args.arch, eval_size=args.eval_size,
+        weights=args.weights if args.weights in ("imagenet", "none") else _whole(args.weights),
     )  # fmt: skip
     scenario = Scenario.named(args.scenario, setting=args.setting)
     steps = sum(chain.steps for chain in todo)
-    print(f"{scenario.name} {scenario.setting}: {steps} notebooks, {min(jobs, len(todo))} at a time, into {args.runs}/", flush=True)
+    print(
+        f"{scenario.name} {scenario.setting}: {steps} notebooks, {min(jobs, len(todo))} at a time, into {args.runs}/", flush=True
+    )
     well = run_chains(todo, jobs, say=lambda text: print(text, flush=True))
-    runs = [Run.load(folder) for chain in todo for folder in sorted(chain.folder.parent.glob("step*")) if (folder / "metrics.json").exists()]
+    runs = [
+        Run.load(folder)
+        for chain in todo
+        for folder in sorted(chain.folder.parent.glob("step*"))
+        if (folder / "metrics.json").exists()
+    ]
     runs = [run for run in runs if run.done]
     if runs:
         print(f"\n{results(runs).to_string(index=False)}\n")
@@ -144,7 +157,9 @@ def _scenarios(args: argparse.Namespace) -> int:
     print("settings: ", ", ".join(SETTINGS))
     for text, remark in EXAMPLES.items():
         scenario = Scenario.named(text)
-        print(f"  {text:<28} {len(scenario.steps):>2} steps: {' + '.join(str(s.n_new) for s in scenario.steps)}  {remark}".rstrip())
+        print(
+            f"  {text:<28} {len(scenario.steps):>2} steps: {' + '.join(str(s.n_new) for s in scenario.steps)}  {remark}".rstrip()
+        )
     return 0
 
 
@@ -172,6 +187,11 @@ def _overrides(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dic
             value = right
         overrides.setdefault(owner, {})[field] = value
     return overrides
+
+
+def _whole(path: str) -> str:
+    """An absolute path, for notebooks that run elsewhere; "" stays."""
+    return str(Path(path).resolve()) if path else ""
 
 
 def _integer(text: str, option: str) -> int:

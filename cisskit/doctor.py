@@ -20,8 +20,8 @@ PINNED = "torch==2.14.1 torchvision==0.29.1"
 NEEDED_GB = 5
 """Free space asked for at the run folder (10^9 bytes)."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-LAYOUTS = {"voc": ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")}
-"""Folders that a data root must hold, by data set."""
+LAYOUTS = {"voc": (("JPEGImages",), ("SegmentationClassAug", "SegmentationClass"), ("ImageSets/Segmentation",))}
+"""Folders that a data root must hold, by data set: of each group, one."""
 INSIDE = {"voc": (".", "VOC2012", "VOCdevkit/VOC2012")}
 """Where in a data root those folders may lie: the official archive brings two folders of its own."""
 GIB = 2**30
@@ -233,14 +233,14 @@ def free_disk(runs: Path) -> Check:
 
 def data_root(dataset: str, root: Path) -> Check:
     """The folder of a data set exists and holds the folders of its official layout."""
-    name, mend = f"data {dataset}", f"python -m data_prep {dataset} --help tells how the folder is made"
+    name, mend = f"data {dataset}", f"python -m data_prep {dataset} --root {root} makes it, and with --check says what is missing"
     if not root.is_dir():
         return Check(name, False, f"{root} is not a folder", mend)
     wanted = LAYOUTS.get(dataset, ())
     missing: list[str] = []
     for place in INSIDE.get(dataset, (".",)):
         base = root / place
-        absent = [part for part in wanted if not (base / part).is_dir()]
+        absent = [" or ".join(group) for group in wanted if not any((base / part).is_dir() for part in group)]
         if not absent:
             if not any(base.iterdir()):
                 return Check(name, False, f"{base} is empty", mend)

@@ -204,7 +204,7 @@ def reasoning_scores(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         )
     with torch.autocast(features.device.type, enabled=False):  # else mixed precision rounds both factors to half
         features, weight = _full(features), _full(weight)
-        parts = torch.cat([weight.relu(), -(-weight).relu()])  # relu, not clamp: clamp lets gradient through at 0
+        parts = torch.cat([weight.relu(), -(-weight).relu()])  # relu: its gradient at exactly 0 is 0
         scores = F.conv2d(features, parts[:, :, None, None])
     positive, negative = scores.split(len(weight), dim=1)
     return positive, negative

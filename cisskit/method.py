@@ -127,7 +127,8 @@ class Method:
         fast = recipe.lr * recipe.head_factor
         parts = {"backbone": recipe.lr, "decoder": fast, "heads": fast, "aux": fast}
         groups = [
-            {"params": trainable(getattr(model, part)), "lr": lr, "weight_decay": recipe.weight_decay} for part, lr in parts.items()
+            {"params": trainable(getattr(model, part)), "lr": lr, "weight_decay": recipe.weight_decay}
+            for part, lr in parts.items()
         ]
         return [group for group in groups if group["params"]]
 

@@ -19,7 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from cisskit.errors import KitError, unknown
 from cisskit.method import available
-from cisskit.runs import Run, digest, folder_of, shared
+from cisskit.runs import Run, digest, folder_of, shared, write_text
 from cisskit.scenario import Scenario
 from cisskit.train import plan
 
@@ -55,11 +55,14 @@ def execute(notebook: Path, parameters: Mapping[str, Any], output: Path) -> None
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     try:
         papermill.execute_notebook(
-            str(notebook), str(partial), parameters=dict(parameters), kernel_name="python3", progress_bar=False, cwd=str(Path.cwd()),
+            str(notebook), str(partial), parameters=dict(parameters), kernel_name="python3", progress_bar=False,
+            cwd=str(Path.cwd()),
             autosave_cell_every=5, extra_arguments=["--log-level=40"],
         )  # fmt: skip
     except PapermillExecutionError as error:
-        raise KitError(f"cell {error.exec_count} failed with {error.ename}: {error.evalue}\n    partial notebook: {partial}") from error
+        raise KitError(
+            f"cell {error.exec_count} failed with {error.ename}: {error.evalue}\n    partial notebook: {partial}"
+        ) from error
     except Exception as error:  # a dead kernel, a full disk: whatever it is, the chain stops here and says so
         raise KitError(f"{type(error).__name__}: {error}\n    partial notebook: {partial}") from error
     partial.replace(output)
@@ -93,7 +96,11 @@ class Chain:
 
 
 def chains(
-    scenario: str, methods: Iterable[str], seeds: Iterable[int], overrides: Mapping[str, Mapping[str, Any]], **common: Any
+    scenario: str,
+    methods: Iterable[str],
+    seeds: Iterable[int],
+    overrides: Mapping[str, Mapping[str, Any]],
+    **common: Any,
 ) -> list[Chain]:
     """One chain per method and seed, every parameter checked before anything runs.
 
@@ -205,14 +212,15 @@ def make_report(folder: Path, runs: list[Run]) -> Path:
     """Execute notebooks/report.ipynb on these runs and write ``folder/report.html``, one file that opens offline."""
     from nbconvert import HTMLExporter
 
-    from cisskit.runs import write_text
+    from cisskit.views.report import page
 
     executed = folder / "report.ipynb"
-    execute(NOTEBOOKS / "report.ipynb", {"runs": [str(run.folder) for run in runs]}, executed)
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="", jquery_url="")
-    html, _ = exporter.from_filename(str(executed))
+    execute(NOTEBOOKS / "report.ipynb", {"runs": [str(run.folder.resolve()) for run in runs]}, executed)
+    hidden = {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True, **hidden)  # cells only: page() is the rest
+    cells, _ = exporter.from_filename(str(executed))
     path = folder / "report.html"
-    write_text(path, html)
+    write_text(path, page(cells, f"cisskit: {runs[0].scenario.name}, {runs[0].scenario.setting}"))
     return path
 
 

@@ -122,8 +122,8 @@ class Run:
         previous = run.previous
         if previous is not None and not previous.done:
             raise KitError(
-                f"step {settings['step']} continues from step {settings['step'] - 1}, which is not finished in {previous.folder}. "
-                f"Run it first: cisskit run --scenario {settings['scenario']} --setting {settings['setting']} --method {settings['method']}."
+                f"step {run.step} continues from step {previous.step}, which is not finished in {previous.folder}. Run it first: "
+                f"cisskit run --scenario {settings['scenario']} --setting {settings['setting']} --method {settings['method']}."
             )
         config = folder / "config.json"
         if config.exists():
@@ -228,7 +228,9 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise KitError(f"{self.folder} is in use by another process; wait for it, or choose another --runs folder.") from error
+            raise KitError(
+                f"{self.folder} is in use by another process; wait for it, or choose another --runs folder."
+            ) from error
         try:
             yield
         finally:
@@ -249,7 +251,9 @@ class Run:
 def folder_of(root: Path, settings: Mapping[str, Any]) -> Path:
     """Where a run with these settings lives."""
     scenario = Scenario.named(settings["scenario"], setting=settings["setting"])
-    return root / f"{scenario.name}-{scenario.setting}" / settings["method"] / f"seed{settings['seed']}" / f"step{settings['step']}"
+    return (
+        root / f"{scenario.name}-{scenario.setting}" / settings["method"] / f"seed{settings['seed']}" / f"step{settings['step']}"
+    )
 
 
 def shared(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ SETTINGS = ("overlap", "disjoint", "sequential", "joint")
 
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "toy": (
-        "red disc", "striped square", "green triangle", "blue ring", "dotted cross",
-        "violet star", "cyan diamond", "checked bar", "orange crescent",
+        "striped square", "dotted disc", "checked triangle", "striped ring", "dotted star",
+        "checked square", "striped cross", "checked disc", "dotted crescent",
     ),
     "voc": (
         "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -187,7 +187,9 @@ class Scenario:
     def step(self, index: int) -> Step:
         """Step ``index``. Raises `KitError` when the scenario has no such step."""
         if not 0 <= index < len(self.steps):
-            raise KitError(f"scenario {self.name!r} ({self.setting}) has steps 0..{len(self.steps) - 1}; step {index} was asked for.")
+            raise KitError(
+                f"scenario {self.name!r} ({self.setting}) has steps 0..{len(self.steps) - 1}; step {index} was asked for."
+            )
         return self.steps[index]
 
     @property

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cisskit.data import Data, open_source
+from cisskit.data import Batch, Data, TrainLoader, open_source
 from cisskit.errors import KitError
 from cisskit.method import Context, Method, Recipe, changed, configure, settings_of
 from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
@@ -26,7 +27,7 @@ from cisskit.schedules import one_cycle, poly, warm_poly
 
 LOG_EVERY = 20  # iterations between two looks at the losses; a look waits for the device
 
-SCHEDULES = {"poly": poly, "warm_poly": warm_poly, "one_cycle": one_cycle}
+SCHEDULES: dict[str, Callable[[int, int], float]] = {"poly": poly, "warm_poly": warm_poly, "one_cycle": one_cycle}
 
 
 def plan(
@@ -82,7 +83,14 @@ def plan(
 
 
 def begin(
-    scenario: str, method: str, step: int, *, runs: Path | str = "runs", weights: str = "imagenet", device: str = "", **options: Any
+    scenario: str,
+    method: str,
+    step: int,
+    *,
+    runs: Path | str = "runs",
+    weights: str = "imagenet",
+    device: str = "",
+    **options: Any,
 ) -> Context:
     """Open the run of one step and set up its networks: teacher copied and frozen, new head born, statistics gathered.
 
@@ -111,7 +119,14 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
     paper, _ = configure(settings["method"], settings["fields"])
     recipe = changed(Recipe(epochs=1, batch_size=1, lr=1.0), settings["recipe"])
     source = open_source(run.scenario.dataset, data_root or run.place.get("data_root") or None, **settings["options"])
-    data = Data(run.scenario, source, crop=recipe.crop, eval_size=settings["data"]["eval_size"], batch_size=recipe.batch_size, seed=run.seed)
+    data = Data(
+        run.scenario,
+        source,
+        crop=recipe.crop,
+        eval_size=settings["data"]["eval_size"],
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+    )
     ctx = _context(run, paper, recipe, data, device, None)
     ctx.model.load_state_dict(run.weights())
     return ctx
@@ -119,6 +134,8 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
 
 def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, weights: str | None) -> Context:
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda":  # a GPU is fed by loader processes; on a CPU they would take the cores that train
+        data.workers = min(16, os.cpu_count() or 1)
     ctx = Context(
         scenario=run.scenario, step=run.scenario.step(run.step), recipe=recipe, method=method, run=run, data=data,
         device=where, seed=run.seed, arch=run.settings["arch"], weights=weights,
@@ -128,7 +145,7 @@ def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, 
     return ctx
 
 
-def train_loader(ctx: Context, *, truth: bool = False):
+def train_loader(ctx: Context, *, truth: bool = False) -> TrainLoader:
     """This step's training batches as `fit` sees them; truth adds the true learned ids as ``extra["truth"]``."""
     return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=[e.name for e in ctx.memory], truth=truth)
 
@@ -155,7 +172,13 @@ def _train(ctx: Context, bar: bool) -> None:
     log = _Log(ctx)
     done = _resume(ctx, optimizer, log)
     checkpoint = run.folder / "checkpoint.safetensors"
-    with tqdm(total=total, initial=done * loader.batches_per_epoch, disable=not bar, desc=f"{method.title} step {step.index}", mininterval=0.5) as tick:
+    with tqdm(
+        total=total,
+        initial=done * loader.batches_per_epoch,
+        disable=not bar,
+        desc=f"{method.title} step {step.index}",
+        mininterval=0.5,
+    ) as tick:
         for epoch in range(done, recipe.epochs):
             began = time.perf_counter()
             _seed(ctx, f"epoch {epoch}")
@@ -182,7 +205,9 @@ def _train(ctx: Context, bar: bool) -> None:
             seconds = time.perf_counter() - began
             run.note(epoch=epoch + 1, epochs=recipe.epochs, loss=log.last, seconds=round(seconds, 2))
             if epoch + 1 < recipe.epochs:
-                save_tensors(checkpoint, _state(model, optimizer, log), {"settings": run.settings, "epochs": epoch + 1, "terms": log.names})
+                save_tensors(
+                    checkpoint, _state(model, optimizer, log), {"settings": run.settings, "epochs": epoch + 1, "terms": log.names}
+                )
     ctx.progress = 1.0
     write_text(run.folder / "history.csv", log.table().to_csv(index=False, float_format="%.6g"))
     save_tensors(run.folder / "model.safetensors", model.state_dict(), run.settings)
@@ -226,7 +251,7 @@ def evaluate(ctx: Context) -> dict[str, Any]:
     return run.metrics
 
 
-def predictions(ctx: Context, model: Model):
+def predictions(ctx: Context, model: Model) -> Iterator[tuple[Batch, Tensor]]:
     """(batch, predicted (B, H, W) learned ids) over the test images; batch.label holds the truth over all classes."""
     model.eval()
     with torch.inference_mode(), torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.device.type == "cuda"):
@@ -245,9 +270,9 @@ def _networks(ctx: Context) -> tuple[Model | None, Model]:
         previous = ctx.run.previous
         assert previous is not None
         model.load_state_dict(previous.weights())
-        teacher = copy.deepcopy(model).to(ctx.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        teacher = copy.deepcopy(model).to(ctx.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         ctx.method.grow(model, ctx.step)
-    model = model.to(ctx.device, memory_format=torch.channels_last)
+    model = model.to(ctx.device).to(memory_format=torch.channels_last)
     model.freeze(*ctx.recipe.freeze)
     return teacher, model
 

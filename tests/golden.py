@@ -619,7 +619,8 @@ def tolerance(meta: Any, arrays: Arrays, name: str) -> tuple[float, float]:
     """(relative, absolute) for one array: what the file states, else by family, else by its coarsest floating type.
 
     The absolute part is never below the rounding of the recorded value itself: released losses subtract numbers as large
-    as the logits, so a small loss carries the last digit of the largest number in the file. Gradients do not.
+    as the logits, so a small loss carries the last digit of the largest number in the file, and a gradient that share of
+    its own size.
     """
     stated, floats = meta.get("tolerance"), [x for x in arrays.all.values() if x.dtype.kind == "f"]
     if stated and stated.get("exact"):
@@ -631,9 +632,14 @@ def tolerance(meta: Any, arrays: Arrays, name: str) -> tuple[float, float]:
         relative = absolute = TOLERANCES[meta["family"]]
     else:
         relative, absolute = (2e-5, 1e-7) if coarsest > 1e-10 else (1e-9, 1e-12)
-    involved = [arrays.all[name]] if name.startswith("grad") else floats
-    sizes = [np.abs(x[np.isfinite(x)]).max(initial=0) for x in involved if x.dtype.kind == "f"]
-    return relative, max(absolute, float(2 * coarsest * max(sizes, default=0)))
+    rounding = float(2 * coarsest * max(map(largest, floats), default=0))
+    if name.startswith("grad"):
+        rounding *= largest(arrays.all[name])
+    return relative, max(absolute, rounding)
+
+
+def largest(x: np.ndarray) -> float:
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0))
 
 
 def difference(got: Any, want: np.ndarray, allowed: tuple[float, float]) -> str:

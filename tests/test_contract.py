@@ -120,7 +120,7 @@ def test_predictions_are_learned_ids(name):
     output = ctx.model(toy_batch(ctx.step).image)
     predicted = ctx.method.predict(output)
     assert predicted.shape == (2, 32, 32) and predicted.dtype == torch.int64
-    assert 0 <= predicted.min() and predicted.max() <= ctx.step.n_seen
+    assert predicted.min() >= 0 and predicted.max() <= ctx.step.n_seen
     assert output.logits.shape[1] == ctx.step.n_seen + 1  # channel c is label c
 
 

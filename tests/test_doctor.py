@@ -220,9 +220,10 @@ def test_runs_below_a_file(tmp_path):
     fails(doctor.free_disk(tmp_path / "runs"), "is a file", "--runs")
 
 
+@pytest.mark.parametrize("labels", ["SegmentationClass", "SegmentationClassAug"])
 @pytest.mark.parametrize("place", doctor.INSIDE["voc"])
-def test_data_root_with_the_official_layout(tmp_path, place):
-    for part in doctor.LAYOUTS["voc"]:
+def test_data_root_with_the_official_layout(tmp_path, place, labels):
+    for part in ("JPEGImages", labels, "ImageSets/Segmentation"):
         (tmp_path / place / part).mkdir(parents=True)
     assert doctor.data_root("voc", tmp_path).ok is True
 

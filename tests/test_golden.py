@@ -119,6 +119,7 @@ def test_tolerances(tmp_path):
     assert allowed(x=double, loss=single) == (2e-5, pytest.approx(2 * 2**-23))
     assert allowed(loss=100 * single) == (2e-5, pytest.approx(200 * 2**-23))
     assert allowed(x=100 * single, grad_x=single * 1e-3, name="grad_x") == (2e-5, 1e-7)
+    assert allowed(x=100 * single, grad_x=single * 0.1, name="grad_x") == (2e-5, pytest.approx(20 * 2**-23))
     assert allowed(meta={"tolerance": {"rtol": 1e-6, "atol": 1e-8}}, x=double) == (1e-6, 1e-8)
     assert allowed(meta={"tolerance": {"exact": True}}, x=single) == (0, 0)
     assert allowed("dkd/aspp", x=double) == (1e-6, 1e-6)

@@ -288,13 +288,27 @@ def test_a_batch_of_void_is_finite(loss, maps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_large_logits_stay_finite_and_exact(loss, dtype, maps):
     student, teacher, labels = maps
-    student = (100 * student.sign()).to(dtype).requires_grad_()
+    student = (120 * student.sign()).to(dtype).requires_grad_()
     teacher = (100 * teacher.sign()).to(dtype)
     value = loss(student, teacher, labels)
     gradient = torch.autograd.grad(value.sum(), student)[0]
     assert value.isfinite().all() and gradient.isfinite().all()
     exact = loss(student.detach().double(), teacher.double(), labels)
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_large_mistake_costs_its_logit(dtype):
+    up, down = (torch.full((1, 1, 1, 1), z, dtype=dtype) for z in (120.0, -120.0))
+    assert sigmoid_distillation(up, down).item() == 120 == sigmoid_distillation(down, up).item()
+    assert masked_bce(up, label(0), first=1).item() == 120 == masked_bce(down, label(1), first=1).item()
+    assert auxiliary_background(up).item() == 120
+    two = torch.cat([down, up], dim=1)
+    assert unbiased_cross_entropy(two, label(0), known=slice(0, 1)).item() == 240 == cross_entropy(two, label(0)).item()
+    assert output_distillation(two, two.flip(1)).item() == 120  # 240 nats, divided by two channels
+    assert unbiased_distillation(torch.cat([two, down], 1), two.flip(1), new=slice(2, 3)).item() == pytest.approx(
+        (240 - math.log(2)) / 2
+    )
 
 
 def test_small_losses_keep_their_digits_in_float32():

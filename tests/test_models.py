@@ -89,7 +89,9 @@ def test_dkd_birth_copies_the_auxiliary_head():
     model.add_head(1)
     model.add_head(3)
     new = model.add_head(2, init=copy_auxiliary)
-    assert torch.equal(new.weight, model.heads[0].weight.expand_as(new.weight)) and torch.equal(new.bias, model.heads[0].bias.expand(2))
+    assert torch.equal(new.weight, model.heads[0].weight.expand_as(new.weight)) and torch.equal(
+        new.bias, model.heads[0].bias.expand(2)
+    )
 
 
 def test_unknown_networks_say_what_there_is():

@@ -28,7 +28,8 @@ eval_size: str = "full"
 device: str = ""
 overrides: dict = {}"""
 BODY = """from cisskit.train import begin, evaluate, fit
-ctx = begin(scenario, method, step, setting=setting, seed=seed, runs=runs, data_options=data_options, weights=weights, overrides=overrides)
+options = dict(setting=setting, seed=seed, data_options=data_options, weights=weights, overrides=overrides)
+ctx = begin(scenario, method, step, runs=runs, **options)
 fit(ctx, bar=False)
 evaluate(ctx)"""
 
@@ -51,7 +52,9 @@ def notebooks(tmp_path, monkeypatch):
 
 
 def plan(tmp_path, methods, overrides=None):
-    return chains("toy-5-4", methods, [0], {"": {"epochs": 1, "batch_size": 8}, **(overrides or {})}, runs=str(tmp_path / "runs"), **COMMON)
+    return chains(
+        "toy-5-4", methods, [0], {"": {"epochs": 1, "batch_size": 8}, **(overrides or {})}, runs=str(tmp_path / "runs"), **COMMON
+    )
 
 
 def test_chains_run_and_a_second_call_finds_everything_done(notebooks, tmp_path):
@@ -69,7 +72,9 @@ def test_chains_run_and_a_second_call_finds_everything_done(notebooks, tmp_path)
 
 
 def test_a_failing_cell_stops_its_chain_and_no_other(notebooks, tmp_path):
-    write_notebook(notebooks / "methods/mib.ipynb", PARAMETERS, "x = 1", "if step == 0:\n    raise ZeroDivisionError('on purpose')", BODY)
+    write_notebook(
+        notebooks / "methods/mib.ipynb", PARAMETERS, "x = 1", "if step == 0:\n    raise ZeroDivisionError('on purpose')", BODY
+    )
     said = []
     todo = plan(tmp_path, ["mib", "ft"])
     assert not run_chains(todo, jobs=1, say=said.append)

@@ -170,6 +170,9 @@ def test_decoded_images_are_kept_within_the_budget(voc, monkeypatch):
     assert sorted(i for _, i in source._kept) == [0, 1] and source._room == 0
     monkeypatch.setattr(module, "read_image", lambda path: pytest.fail(f"decoded {path} again"))
     source.pair("train", 0)
+    monkeypatch.undo()
+    source.pair("train", 2)
+    assert len(source._kept) == 2
 
 
 def test_images_of_several_sizes_need_a_crop(voc):
@@ -194,6 +197,17 @@ def test_a_changed_label_is_seen(voc):
     save_label(voc / "SegmentationClassAug/2007_000001.png", np.full((40, 30), 17, dtype=np.uint8))
     after = open_source("voc", voc)
     assert after.presence("train")[1, 17] and after.fingerprint("train") != before.fingerprint("train")
+
+
+def test_a_changed_label_of_the_same_size_is_seen(voc):
+    file = voc / "SegmentationClassAug/2007_000001.png"
+    marks, lengths = [], []
+    for value in (5, 6):
+        Image.fromarray(np.full((40, 30), value, dtype=np.uint8)).save(file, compress_level=0)
+        os.utime(file, ns=(value * 10**9, value * 10**9))
+        lengths.append(file.stat().st_size)
+        marks.append(open_source("voc", voc).presence("train")[1, [5, 6]].tolist())
+    assert lengths[0] == lengths[1] and marks == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])
@@ -341,6 +355,7 @@ def test_no_image_of_a_class(voc):
 @pytest.fixture
 def archives(tmp_path, monkeypatch):
     """A folder DATA with the three files, made from a small tree."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # what is unpacked must be on the disk of DATA
     monkeypatch.setattr(prep, "SIZES", {"train_aug": 8, "train": 8, "val": 5})
     made = tree(tmp_path / "source")
     data = tmp_path / "DATA"
@@ -365,6 +380,7 @@ def test_archives_become_the_layout(archives, capsys):
     voc = archives / "VOCdevkit/VOC2012"
     assert sorted(p.name for p in voc.iterdir()) == ["ImageSets", "JPEGImages", "SegmentationClass", "SegmentationClassAug"]
     assert sorted(p.name for p in archives.iterdir()) == sorted(["VOCdevkit", prep.TRAINVAL, prep.AUGMENTED, prep.NAMES])
+    assert len(list((voc / "SegmentationClassAug").iterdir())) == 13  # and none of the junk of another system
     table = capsys.readouterr().out
     assert "complete" in table and table.count("  ok ") == 5
     source = open_source("voc", archives)

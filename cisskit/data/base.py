@@ -254,6 +254,9 @@ class _Reader:
         self.keys: list[list[Key]] = []  # the batches to read; the loader looks here each time it is started
         self.loaders: dict[bool, DataLoader[Any]] = {}
 
+    def close(self) -> None:
+        self.loaders.clear()
+
     def read(self, keys: list[list[Key]], *, pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
         self.keys[:] = keys
         if pin not in self.loaders:
@@ -273,7 +276,7 @@ class _Reader:
                 break
             yield batch
         if fault:
-            self.loaders.clear()  # ends the processes now; held by the error's traceback they would linger
+            self.close()  # held by the error's traceback the processes would linger
             raise KitError(fault)
 
 
@@ -328,7 +331,7 @@ class TrainLoader:
     ) -> None:  # fmt: skip
         self.source, self.indices, self.table, self.truth = source, indices, table, truth
         self.n_images, self.n_memory = len(indices), n_memory
-        self.batch_size = min(batch_size, self.n_images)
+        self.batch_size = batch_size
         self.batches_per_epoch = max(1, self.n_images // batch_size)
         self.seed, self.step = seed, step
         names = source.names("train")
@@ -370,6 +373,13 @@ class TrainLoader:
         for (a, b), (images, labels) in zip(ends, raw, strict=True):
             extra = {"names": [self.names[k] for k in plan.order[a:b]], "from_memory": from_memory[a:b]}
             yield finish(images, labels, flips[a:b], extra)
+
+    def close(self) -> None:
+        """End the loader processes, if there are any; another epoch starts new ones.
+
+        They also end with the last reference to the loader, but ten seconds late if only the cycle collector finds it.
+        """
+        self._reader.close()
 
 
 class Data:

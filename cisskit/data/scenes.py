@@ -1,10 +1,10 @@
 """Embedded scenes: small pictures with pixel labels, drawn with numpy while you wait. No files, no download.
 
-A class is a shape with a texture ("striped square"). Colour, size, rotation, texture angle and occlusion say nothing
-about it. Two to five objects of different classes share a picture, so that at every step of a scenario the pictures
-also hold classes of other steps, unlabelled. The ground is a gradient, a grating or soft blobs, littered with things
-that are background: thin lines, small bits in the objects' colours, and soft patches that carry an object's texture
-and no shape.
+A class is a shape with a texture ("striped square"). It has a colour of its own too, but each object strays from it;
+size, proportions, rotation, texture angle and occlusion say nothing. Two to five objects of different classes share
+a picture, so that at every step of a scenario the pictures also hold classes of other steps, unlabelled. The ground
+is a gradient, a grating or soft blobs, littered with things that are background: thin lines, small bits in the
+objects' colours, and soft patches that carry an object's texture and no shape.
 
 Two domains: "day" (pale grounds, strong colours, even light) and "night" (dark grounds, glowing colours, one pool of
 light, coarser textures, more noise). One index has the same label in both: the same things by another light.
@@ -39,26 +39,26 @@ CLASSES: tuple[tuple[str, str], ...] = (
 )
 """(texture, shape) of labels 1..9. Two shapes come twice and every texture three times: neither alone names a class."""
 
+STRAY = 0.22
+"""A class has its own colour, and each object strays from it by up to this share of the way to any other class's."""
+
 PALETTE: NDArray[np.uint8] = np.array(
     [
         (40, 40, 40),
-        (230, 159, 0),
-        (86, 180, 233),
-        (0, 158, 115),
-        (240, 228, 66),
-        (0, 114, 178),
         (213, 94, 0),
+        (230, 159, 0),
+        (240, 228, 66),
+        (0, 158, 115),
+        (86, 180, 233),
+        (0, 114, 178),
+        (140, 90, 230),
         (204, 121, 167),
         (238, 238, 238),
-        (140, 90, 230),
     ],
     dtype=np.uint8,
 )
-"""Colours of labels 0..9 in label pictures; 1..7 are the colours of Okabe and Ito, told apart by colour-blind eyes."""
-
-import os
-OWN_COLOUR = float(os.environ.get("OWN",.9))
-P0=float(os.environ.get("P0",6.4)); R0=float(os.environ.get("R0",11.5)); NS=float(os.environ.get("NS",1))
+"""Colours of labels 0..9 in label pictures: the seven of Okabe and Ito, which colour-blind eyes tell apart, a violet and
+a white. They are close to the colours of the objects by day."""
 
 MIN_VISIBLE = 24
 """Every object keeps at least this many visible pixels: presence in an image means something to see."""
@@ -68,7 +68,7 @@ N_OBJECTS_P = (0.15, 0.30, 0.35, 0.20)
 
 Image = NDArray[np.uint8]
 Label = NDArray[np.uint8]
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating]  # float32 throughout
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Domain:
     """How a scene is painted. Colours are RGB in [0, 1]."""
 
     grounds: Plane  # (n, 3)
-    paints: Plane  # (n, 3) for objects, bits and patches
-    accents: Plane  # (2, 3): the textures' second colour, light and dark
+    paints: Plane  # (9, 3), the classes' own colours; bits and patches borrow them
+    accents: Plane  # (2, 3): the textures' second colour, light or dark
+    dark_accents: float  # how often it is dark
     texture_scale: float
     noise: float  # standard deviation, of 1
     pool_of_light: bool
@@ -95,6 +96,7 @@ _LOOKS = {
             (200, 68, 136), (124, 78, 50),
         ),
         accents=_rgb((248, 241, 222), (38, 38, 52)),
+        dark_accents=0.2,
         texture_scale=1.0,
         noise=0.035,
         pool_of_light=False,
@@ -102,10 +104,11 @@ _LOOKS = {
     "night": Domain(
         grounds=_rgb((30, 38, 72), (46, 34, 78), (20, 56, 64), (62, 30, 54), (46, 52, 66)),
         paints=_rgb(
-            (244, 104, 100), (255, 172, 78), (170, 222, 96), (92, 226, 172), (92, 200, 240), (140, 150, 255), (240, 128, 214),
-            (236, 226, 130), (206, 158, 122),
+            (244, 104, 100), (255, 172, 78), (170, 222, 96), (92, 226, 172), (92, 200, 240), (112, 136, 255), (190, 128, 255),
+            (244, 124, 206), (206, 162, 128),
         ),
         accents=_rgb((226, 234, 255), (84, 74, 140)),
+        dark_accents=0.5,
         texture_scale=1.35,
         noise=0.05,
         pool_of_light=True,
@@ -136,7 +139,7 @@ def _square(u: Plane, v: Plane, r: float) -> Plane:
 
 
 def _triangle(u: Plane, v: Plane, r: float) -> Plane:
-    return np.maximum(0.866025 * np.abs(u) - 0.5 * v, v) - 0.60 * r
+    return np.maximum(0.866025 * np.abs(u) - 0.5 * v, v) - 0.64 * r
 
 
 def _cross(u: Plane, v: Plane, r: float) -> Plane:
@@ -156,9 +159,9 @@ def _star(u: Plane, v: Plane, r: float) -> Plane:
 
 
 def _crescent(u: Plane, v: Plane, r: float) -> Plane:
-    bite = u - 0.62 * r
+    bite = u - 0.66 * r
     v2 = v * v
-    return np.maximum(np.sqrt(u * u + v2) - r, 0.72 * r - np.sqrt(bite * bite + v2))
+    return np.maximum(np.sqrt(u * u + v2) - r, 0.68 * r - np.sqrt(bite * bite + v2))
 
 
 _SHAPES = {
@@ -203,7 +206,7 @@ def _place(rng: np.random.Generator, size: int) -> tuple[list[_Thing], Label]:
         taken: list[tuple[float, float, float]] = []
         for c in chosen:
             r, turn, stretch, *spots = rng.random(3 + 2 * 4).tolist()
-            r = scale * (R0 + 5.0 * r)
+            r = scale * (11.5 + 5.0 * r)
             inner = 0.75 * r  # a quarter of the radius may leave the image
             span = size - 1 - 2 * inner
             best = None
@@ -220,7 +223,7 @@ def _place(rng: np.random.Generator, size: int) -> tuple[list[_Thing], Label]:
             columns = slice(max(0, int(cx - reach)), min(size, int(cx + reach) + 2))
             dx, dy = x[:, columns] - np.float32(cx), y[rows] - np.float32(cy)
             cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-            wide = 1 + float(os.environ.get('STR',.12))*(2*stretch-1)
+            wide = 0.88 + 0.24 * stretch
             u, v = (cos * wide) * dx + (sin * wide) * dy, (-sin / wide) * dx + (cos / wide) * dy
             distance = _SHAPES[CLASSES[c - 1][1]](u, v, r)
             label[rows, columns][distance < 0] = c
@@ -262,7 +265,7 @@ def _litter(rng: np.random.Generator, canvas: Plane, look: Domain) -> None:
     size = canvas.shape[1]
     scale = size / 64
     x, y = _grid(size)
-    n_patches, n_lines, n_bits = (int(n) for n in rng.integers((0, 1, 1), (int(os.environ.get("NP",2)), 4, int(os.environ.get("NB",5)))))
+    n_patches, n_lines, n_bits = (int(n) for n in rng.integers((0, 1, 1), (2, 4, 5)))
     for _ in range(n_patches):
         cx, cy, r, stretch, angle, period, pa, pb, accent, kind, strength = rng.random(11).tolist()
         cx, cy, r = size * cx, size * cy, scale * (6 + 5 * r)
@@ -273,8 +276,8 @@ def _litter(rng: np.random.Generator, canvas: Plane, look: Domain) -> None:
         dx, dy = (px - cx) * ((0.75 + 0.5 * stretch) / r), (py - cy) / r
         alpha = np.clip(1.1 - 0.8 * (dx * dx + dy * dy), 0, 0.55 + 0.3 * strength)  # fades out: no outline to speak of
         paint = look.paints[rng.integers(len(look.paints))][:, None, None]
-        second = look.accents[int(accent < float(os.environ.get('DARK',.35)))][:, None, None]
-        length = scale * look.texture_scale * (P0 + 1.6 * period)
+        second = look.accents[int(accent < look.dark_accents)][:, None, None]
+        length = scale * look.texture_scale * (6.4 + 1.6 * period)
         t = _texture(("striped", "dotted", "checked")[int(3 * kind)], px, py, 6.28 * angle, length, (6.28 * pa, 6.28 * pb))
         _blend(canvas[:, rows, columns], alpha, paint + t * (second - paint))
     for _ in range(n_lines):
@@ -298,17 +301,17 @@ def _paint(rng: np.random.Generator, canvas: Plane, thing: _Thing, look: Domain)
     """One object with its shadow, texture and a darker rim."""
     size = canvas.shape[1]
     scale = size / 64
-    angle, period, pa, pb, accent, dim, usual = rng.random(7).tolist()
+    angle, period, pa, pb, accent, dim, stray = rng.random(7).tolist()
     x, y = _grid(size)
     texture = CLASSES[thing.label - 1][0]
-    length = scale * look.texture_scale * (P0 + 1.6 * period) * (1.15 if texture == "checked" else 1.0)
+    length = scale * look.texture_scale * (6.4 + 1.6 * period) * (1.15 if texture == "checked" else 1.0)
     t = _texture(texture, x[:, thing.columns], y[thing.rows], 6.28 * angle, length, (6.28 * pa, 6.28 * pb))
     own, other = look.paints[thing.label - 1], look.paints[rng.integers(len(look.paints))]
-    paint = own + float(os.environ.get("MIX",.5)) * usual * (other - own) + rng.normal(0, 0.04, 3).astype(np.float32)
-    paint, second = paint[:, None, None], look.accents[int(accent < float(os.environ.get('DARK',.35)))][:, None, None]
+    paint = own + (STRAY * stray) * (other - own) + rng.normal(0, 0.04, 3).astype(np.float32)
+    paint, second = paint[:, None, None], look.accents[int(accent < look.dark_accents)][:, None, None]
     window = canvas[:, thing.rows, thing.columns]
     shift = round(2 * scale)
-    window[:, shift:, shift:] *= 1 - float(os.environ.get('SH',.3)) * thing.alpha[:-shift, :-shift]
+    window[:, shift:, shift:] *= 1 - 0.30 * thing.alpha[:-shift, :-shift]
     rim = 1 - 0.45 * np.clip(1 + (thing.distance + 0.4) / scale, 0, 1)
     _blend(window, thing.alpha, (paint + t * (second - paint)) * (rim * (0.85 + 0.2 * dim)))
 
@@ -325,7 +328,7 @@ def _light(rng: np.random.Generator, canvas: Plane, look: Domain) -> Image:
         slope = 0.5 * strength / size
         light = 1 + (slope * math.cos(6.28 * angle)) * (x - size / 2) + (slope * math.sin(6.28 * angle)) * (y - size / 2)
     canvas *= light
-    canvas += NS * look.noise * rng.standard_normal(canvas.shape, dtype=np.float32)
+    canvas += look.noise * rng.standard_normal(canvas.shape, dtype=np.float32)
     canvas *= 255
     return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
@@ -336,7 +339,9 @@ def _check(seed: int, split: str, index: int, size: int, domain: str) -> None:
     if domain not in DOMAINS:
         raise unknown("domain of the scenes", domain, DOMAINS)
     if size not in SIZES:
-        raise KitError(f"scenes of {size} px were asked for; the scenes are drawn at {' or '.join(map(str, SIZES))} px. Choose one.")
+        raise KitError(
+            f"scenes of {size} px were asked for; the scenes are drawn at {' or '.join(map(str, SIZES))} px. Choose one."
+        )
     for name, value in (("seed", seed), ("index", index)):
         if not 0 <= value < 2**32:
             raise KitError(f"the {name} of a scene is {value}; it must lie in 0..2**32 - 1.")
@@ -363,7 +368,7 @@ def scene(seed: int, split: str, index: int, size: int = 64, domain: str = "day"
     things, label = _place(np.random.default_rng(where), size)
     rng, look = np.random.default_rng((*where, 1 + DOMAINS.index(domain))), _LOOKS[domain]
     canvas = _ground(rng, size, look)
-    if not os.environ.get('NOLIT'): _litter(rng, canvas, look)
+    _litter(rng, canvas, look)
     for thing in things:
         _paint(rng, canvas, thing, look)
     return _light(rng, canvas, look), label
@@ -371,6 +376,8 @@ def scene(seed: int, split: str, index: int, size: int = 64, domain: str = "day"
 
 def scenes(seed: int, split: str, count: int, size: int = 64, domain: str = "day") -> tuple[Image, Label]:
     """Scenes 0..count - 1 as images (count, size, size, 3) and labels (count, size, size), both uint8. See `scene`."""
+    if count < 0:
+        raise KitError(f"{count} scenes were asked for; the count must be 0 or more.")
     _check(seed, split, max(count - 1, 0), size, domain)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     labels = np.empty((count, size, size), dtype=np.uint8)

@@ -134,4 +134,6 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file; all mean the same here
-        raise KitError(f"{path} cannot be read as a state dict ({type(error).__name__}: {error}). Fetch the file again.") from error
+        raise KitError(
+            f"{path} cannot be read as a state dict ({type(error).__name__}: {error}). Fetch the file again."
+        ) from error

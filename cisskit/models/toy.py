@@ -63,9 +63,7 @@ class ToyBackbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         c = STAGE_CHANNELS
-        self.stem = nn.Sequential(
-            _conv(3, STEM_CHANNELS, 3, stride=2), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(_conv(3, STEM_CHANNELS, 3, stride=2), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
         self.layer1 = Block(STEM_CHANNELS, c["layer1"])
         self.layer2 = Block(c["layer1"], c["layer2"], stride=2)
         self.layer3 = Block(c["layer2"], c["layer3"], stride=2)
@@ -96,9 +94,7 @@ class ToyDecoder(nn.Module):
         self.wide = _conv(deep, CONTEXT_CHANNELS, 3, dilation=2)
         self.whole = _conv(deep, CONTEXT_CHANNELS, 1)
         self.context_bn = nn.BatchNorm2d(3 * CONTEXT_CHANNELS)
-        self.project = nn.Sequential(
-            _conv(3 * CONTEXT_CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True)
-        )
+        self.project = nn.Sequential(_conv(3 * CONTEXT_CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True))
         self.skip = nn.Sequential(_conv(middle, SKIP_CHANNELS, 1), nn.BatchNorm2d(SKIP_CHANNELS), nn.ReLU(inplace=True))
         self.fuse = nn.Sequential(
             _conv(CHANNELS + SKIP_CHANNELS, CHANNELS, 3),

@@ -64,7 +64,7 @@ def plot_forgetting(lost: Mapping[str, npt.ArrayLike], *, classes: Sequence[str]
     """
     table = 100 * np.array([np.asarray(line, dtype=np.float64) for line in lost.values()])
     sns.heatmap(
-        table, vmin=-100, vmax=100, center=0, cmap="RdBu_r", annot=True, fmt=".0f", annot_kws={"size": 7}, linewidths=0.5, ax=ax,
+        table, vmin=-100, vmax=100, cmap="RdBu_r", annot=True, fmt=".0f", annot_kws={"size": 7}, linewidths=0.5, ax=ax,
         xticklabels=list(classes), yticklabels=[method_title(m) for m in lost], cbar_kws={"label": "points lost"},
     )  # fmt: skip
     ax.set_facecolor("#eeeeee")
@@ -93,7 +93,12 @@ def old_pixels(confusion: npt.ArrayLike, step: Step) -> dict[str, float]:
 def plot_old_pixels(shares: Mapping[str, Mapping[str, float]], *, ax: Axes) -> Axes:
     """One bar per method: what became of the old classes' pixels (%). shares: method -> `old_pixels`."""
     colours = {"right": RIGHT, **{kind: colour for kind, (colour, _) in ERRORS.items()}}
-    words = {"right": "still right", "forgotten": "→ background", "taken over": "→ a new class", "mixed up": "→ another old class"}
+    words = {
+        "right": "still right",
+        "forgotten": "→ background",
+        "taken over": "→ a new class",
+        "mixed up": "→ another old class",
+    }
     for y, parts in enumerate(shares.values()):
         left = 0.0
         for kind, share in parts.items():
@@ -101,7 +106,9 @@ def plot_old_pixels(shares: Mapping[str, Mapping[str, float]], *, ax: Axes) -> A
             ax.barh(y, width, left=left, color=colours[kind], height=0.7)
             if width > 8:
                 dark = kind in ("forgotten", "taken over")
-                ax.text(left + width / 2, y, f"{width:.0f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+                ax.text(
+                    left + width / 2, y, f"{width:.0f}", ha="center", va="center", color="white" if dark else "black", fontsize=8
+                )
             left += width
     kinds = [kind for kind in words if any(kind in parts for parts in shares.values())]
     ax.set(xlabel="pixels of old classes (%)", xlim=(0, 100), yticks=range(len(shares)), ylim=(len(shares) - 0.4, -0.6))
@@ -132,7 +139,9 @@ def figure_by_step(groups: Mapping[str, Sequence[Chain]]) -> Figure:
     fig = figure(3.2 * len(names), 3.1)
     axes = fig.subplots(1, len(names), squeeze=False)[0]
     for ax, (key, name) in zip(axes, names.items(), strict=True):
-        plot_by_step({m: [c.values("miou", key, "value") for c in chains] for m, chains in groups.items()}, ylabel="mIoU (%)", ax=ax)
+        plot_by_step(
+            {m: [c.values("miou", key, "value") for c in chains] for m, chains in groups.items()}, ylabel="mIoU (%)", ax=ax
+        )
         ax.set_title(name)
     legend_below(fig, axes[0].get_legend_handles_labels()[0])
     return fig
@@ -140,7 +149,10 @@ def figure_by_step(groups: Mapping[str, Sequence[Chain]]) -> Figure:
 
 def figure_shift(groups: Mapping[str, Sequence[Chain]]) -> Figure:
     """Share of pixels predicted as background after every step: of all earlier classes, and of the step's own."""
-    parts = {"old_to_background": "classes of earlier steps → background", "new_to_background": "classes of the step itself → background"}
+    parts = {
+        "old_to_background": "classes of earlier steps → background",
+        "new_to_background": "classes of the step itself → background",
+    }
     fig = figure(7.4, 3.1)
     axes = fig.subplots(1, 2)
     for ax, (key, name) in zip(axes, parts.items(), strict=True):

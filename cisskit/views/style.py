@@ -25,13 +25,13 @@ SPARE = ("#0077bb", "#cc3311", "#ee3377", "#009988")
 """For methods that are not in the table yet."""
 
 ERRORS = {
-    "forgotten": ("#d7191c", "old class → background"),
-    "taken over": ("#7a0177", "old class → new class"),
-    "missed": ("#fdae61", "new class → background"),
+    "forgotten": ("#d7191c", "old → background"),
+    "taken over": ("#7a0177", "old → new class"),
+    "missed": ("#fdae61", "new → background"),
     "false alarm": ("#1a1a1a", "background → a class"),
-    "mixed up": ("#969696", "other mix-ups"),
+    "mixed up": ("#4393c3", "another class of its time"),
 }
-"""Kind of error -> colour, words. They lie on a washed-out photograph, so that no class colour is beside them."""
+"""Kind of error -> colour, words; old and new are relative to the step. Drawn on a washed-out photograph, never on class colours."""
 
 RIGHT = "#b8d8c0"
 """Colour of what is right, where errors are counted."""
@@ -99,5 +99,5 @@ def error_patches(kinds: Iterable[str] = tuple(ERRORS)) -> list[Patch]:
 def legend_below(fig: Figure, handles: Sequence[Any], *, columns: int = 0) -> Legend:
     """A legend under the figure, as many columns as fit its width."""
     longest = max((len(str(h.get_label())) for h in handles), default=1)
-    fits = max(1, int(fig.get_figwidth() / (0.075 * longest + 0.45)))
+    fits = max(1, int(fig.get_figwidth() / (0.066 * longest + 0.45)))
     return fig.legend(handles=list(handles), loc="outside lower center", ncols=columns or min(fits, max(1, len(handles))))

@@ -82,7 +82,9 @@ def results(runs: list[Run]) -> pd.DataFrame:
     for method, chains in groups.items():
         for step in sorted({chain.last.step for chain in chains}, reverse=True):
             same = [chain for chain in chains if chain.last.step == step]
-            rows.append({"method": method_title(method), "seeds": _listed([c.seed for c in same]), "step": step, **_row(same, last)})
+            rows.append(
+                {"method": method_title(method), "seeds": _listed([c.seed for c in same]), "step": step, **_row(same, last)}
+            )
     return pd.DataFrame(rows)
 
 
@@ -153,17 +155,15 @@ def protocol(runs: Sequence[Run]) -> str:
     last = max(runs, key=lambda run: run.step)
     scenario, settings, metrics = last.scenario, last.settings, last.metrics
     sizes = " + ".join(str(len(group)) for group in scenario.groups)
+    future = "left out" if metrics["future_as"] == "ignore" else "counted as background"
+    old, new, everything = (_classes(last, ("miou", part)) for part in ("old", "new", "all"))
     return (
-        f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}, "
-        f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}. Pixels of classes that have not arrived: "
-        f"{'left out' if metrics['future_as'] == 'ignore' else 'counted as background'} (future_as={metrics['future_as']}); "
-        f"classes without a pixel: {metrics['absent']}. One confusion matrix per evaluation, over all images. Old [{_classes(last, _OLD)}] "
-        f"are the base classes, new [{_classes(last, _NEW)}] all later ones, all [{_classes(last, _ALL)}] includes the "
-        f"background 0. Seeds: {_listed([run.seed for run in runs])}."
+        f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}. "
+        f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}, one confusion matrix over all of them. "
+        f"Pixels of classes that have not arrived: {future} (future_as = {metrics['future_as']}); IoU of a class that is neither "
+        f"there nor predicted: {metrics['absent']}. Old [{old}] are the base classes, new [{new}] all later ones; "
+        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}."
     )
-
-
-_OLD, _NEW, _ALL = ("miou", "old"), ("miou", "new"), ("miou", "all")
 
 
 def _listed(seeds: Iterable[int]) -> str:

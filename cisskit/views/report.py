@@ -1,0 +1,126 @@
+"""What notebooks/report.ipynb shows and the page it becomes; the picture of the README."""
+
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cisskit.errors import KitError
+from cisskit.method import Context
+from cisskit.runs import Run, find_runs, written_whole
+from cisskit.views import masks
+from cisskit.views.tables import Chain, by_method
+
+Restore = Callable[[Run], Context]
+"""`cisskit.train.restore`, handed in by the caller: views do not import what trains."""
+
+MOST_STEPS = 5
+"""Columns of a strip; longer chains show their first and last steps and some between."""
+
+
+def open_runs(folders: Sequence[str | Path], default: str | Path) -> list[Run]:
+    """Finished runs from their folders; without any, those of the first scenario found under ``default``.
+
+    Raises `KitError` when there is none, and when they are of different scenarios or settings: their classes differ.
+    """
+    runs = [run for run in map(Run.load, folders) if run.done] if folders else find_runs(default)
+    if not runs:
+        raise KitError(f"no finished run among {len(folders)} folders or under {default}. Make some first: cisskit demo.")
+    tasks = {(run.settings["scenario"], run.settings["setting"]) for run in runs}
+    if folders and len(tasks) > 1:
+        raise KitError(f"one report shows one scenario and setting, these runs are of {sorted(tasks)}. Make a report for each.")
+    first = runs[0].folder.resolve().parents[2]
+    return [run for run in runs if run.folder.resolve().parents[2] == first]
+
+
+def predictions(
+    groups: Mapping[str, Sequence[Chain]], restore: Restore, n: int = 3
+) -> tuple[list[masks.Picture], list[dict[str, dict[int, masks.Labels]]], Context]:
+    """Test images and what every method says of them, after every step of its first seed.
+
+    Returns the pictures, for each of them method -> step -> (H, W) learned ids, and the context of one run (scenario,
+    palette). Raises `KitError` when the images or the weights are not where the runs say.
+    """
+    furthest = max((chains[0].last for chains in groups.values()), key=lambda run: run.step)
+    shown = restore(furthest)
+    pictures = masks.test_pictures(shown.data, shown.step, n)
+    found: list[dict[str, dict[int, masks.Labels]]] = [{method: {} for method in groups} for _ in pictures]
+    for method, chains in groups.items():
+        for run in _some(chains[0].runs, MOST_STEPS):
+            ctx = restore(run)
+            for by_step, labels in zip(found, masks.predict(ctx, pictures, ctx.model), strict=True):
+                by_step[method][run.step] = labels
+    return pictures, found, shown
+
+
+def strips(groups: Mapping[str, Sequence[Chain]], restore: Restore, n: int = 3) -> list[Figure]:
+    """One figure per test image: truth and masks of all methods after every step, and the errors at the end."""
+    pictures, found, ctx = predictions(groups, restore, n)
+    return [masks.figure_strip(p, f, ctx.scenario, ctx.data.palette) for p, f in zip(pictures, found, strict=True)]
+
+
+def readme_picture(runs: Sequence[Run], restore: Restore, path: str | Path, *, image: int = 0, colours: int = 96) -> Path:
+    """Draw ``path``: one test scene, rows truth and methods, columns steps, errors at the end; a PNG with a palette.
+
+    image: which of the pictures that `masks.test_pictures` puts first. Raises `KitError` if the file exceeds 60 kB.
+    """
+    pictures, found, ctx = predictions(by_method(runs), restore, image + 1)
+    fig = masks.figure_strip(pictures[image], found[image], ctx.scenario, ctx.data.palette)
+    raw, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(raw, format="png", dpi=110)
+    Image.open(raw).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    if small.tell() > 60 * 1024:
+        raise KitError(
+            f"the picture has {small.tell() / 1024:.0f} kB, more than 60; fewer colours than {colours} make it smaller."
+        )
+    path = Path(path)
+    with written_whole(path) as beside:
+        beside.write_bytes(small.getvalue())
+    return path
+
+
+def page(body: str, title: str) -> str:
+    """A complete HTML page around the exported cells of a notebook: own style, no script, nothing fetched from anywhere."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+STYLE = """
+body { margin: 0; background: #f4f4f1; color: #222; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 1.5rem 2.5rem 4rem; background: #fff; }
+h1 { font-size: 1.9rem; line-height: 1.2; }
+h2 { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid #ddd; font-size: 1.35rem; }
+img { display: block; max-width: 100%; margin: .6rem 0; }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid #ddd; text-align: right; }
+th { font-weight: 600; vertical-align: bottom; }
+td:first-child, th:first-child { text-align: left; }
+tbody tr:hover { background: #f2f6fa; }
+pre { overflow-x: auto; white-space: pre-wrap; font-size: .88rem; }
+code { background: #f2f2ef; padding: 0 .2em; }
+.anchor-link { display: none; }
+.output_subarea, .jp-OutputArea-output { overflow-x: auto; }
+"""
+
+
+def _some(runs: Sequence[Run], most: int) -> list[Run]:
+    """At most ``most`` runs, evenly from first to last."""
+    at = np.unique(np.linspace(0, len(runs) - 1, min(most, len(runs))).round().astype(int))
+    return [runs[i] for i in at]
