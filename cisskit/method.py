@@ -55,8 +55,8 @@ class Recipe:
 
 
 SCENES = (
-    Recipe(epochs=5, batch_size=16, lr=6e-3, optimizer="adamw", schedule="one_cycle", crop=None),
-    Recipe(epochs=3, batch_size=16, lr=2e-3, optimizer="adamw", schedule="one_cycle", crop=None, freeze=("bn",)),
+    Recipe(epochs=8, batch_size=16, lr=6e-3, optimizer="adamw", schedule="one_cycle", crop=None),
+    Recipe(epochs=4, batch_size=16, lr=4e-3, optimizer="adamw", schedule="one_cycle", crop=None, freeze=("bn",)),
 )
 """The embedded scenes, one rule for all methods: a network from scratch in seconds, batch norm frozen after step 0."""
 

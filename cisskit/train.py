@@ -147,7 +147,8 @@ def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, 
 
 def train_loader(ctx: Context, *, truth: bool = False) -> TrainLoader:
     """This step's training batches as `fit` sees them; truth adds the true learned ids as ``extra["truth"]``."""
-    return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=[e.name for e in ctx.memory], truth=truth)
+    extras = [*ctx.method.needs, *(["truth"] if truth else [])]
+    return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=[e.name for e in ctx.memory], extras=extras)
 
 
 def fit(ctx: Context, *, bar: bool = True) -> pd.DataFrame:
@@ -208,6 +209,7 @@ def _train(ctx: Context, bar: bool) -> None:
                 save_tensors(
                     checkpoint, _state(model, optimizer, log), {"settings": run.settings, "epochs": epoch + 1, "terms": log.names}
                 )
+    loader.close()
     ctx.progress = 1.0
     write_text(run.folder / "history.csv", log.table().to_csv(index=False, float_format="%.6g"))
     save_tensors(run.folder / "model.safetensors", model.state_dict(), run.settings)

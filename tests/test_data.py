@@ -283,7 +283,7 @@ def test_seen_keeps_old_images_and_labels(data):
 
 
 def test_truth_is_mirrored_with_the_label(data):
-    for batch in data.train(1, truth=True).epoch(0):
+    for batch in data.train(1, extras=["truth"]).epoch(0):
         truth = batch.extra["truth"]
         told = torch.where((truth == 6) | (truth == 7), truth, 0)
         assert torch.equal(told, batch.label)
@@ -406,3 +406,13 @@ def test_open_source_names_mistakes(call, words):
     with pytest.raises(KitError) as caught:
         call()
     assert words in str(caught.value)
+
+
+def test_saliency_says_where_objects_are_whatever_the_step_tells():
+    data = Data(Scenario.named("toy-5-2"), Toy(train=24, heldout=1, test=1), batch_size=8)
+    for batch in data.train(1, extras=["saliency", "truth"]).epoch(0):
+        assert batch.extra["saliency"].dtype == torch.bool
+        assert torch.equal(batch.extra["saliency"], batch.extra["truth"] > 0)
+        assert (batch.extra["saliency"] & (batch.label == 0)).any()  # hidden objects are salient too
+    with pytest.raises(KitError, match="unknown extra of a batch 'salience'. Did you mean 'saliency'"):
+        data.train(1, extras=["salience"])

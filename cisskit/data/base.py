@@ -54,6 +54,8 @@ class Source(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+    perfect_saliency: ClassVar[bool] = False
+    """Every object is a class, so that saliency is simply "label > 0" (the scenes)."""
     palette: NDArray[np.uint8]
     """(256, 3) colour of each original id."""
 
@@ -291,10 +293,10 @@ def _rows(arrays: tuple[Tensor, Tensor], batches: list[NDArray[np.int64]]) -> It
 class _Finish:
     """The part of a batch's making that runs on the device: cast, mirror, normalise, renumber."""
 
-    def __init__(self, source: Source, table: Tensor, device: torch.device, truth: Tensor | None = None) -> None:
+    def __init__(self, source: Source, table: Tensor, device: torch.device, extras: Mapping[str, Tensor] | None = None) -> None:
         self.device = device
         self.table = table.long().to(device)
-        self.truth = truth.long().to(device) if truth is not None else None
+        self.extras = {name: extra.to(device) for name, extra in (extras or {}).items()}
         self.mean, self.std = (torch.tensor(v).to(device) for v in (source.mean, source.std))
 
     def __call__(self, images: Tensor, labels: Tensor, flips: Tensor | None, extra: dict[str, Any]) -> Batch:
@@ -302,8 +304,7 @@ class _Finish:
         labels = labels.to(self.device, non_blocking=True)
         if flips is not None:
             images, labels = flip(images, flips), flip(labels, flips)
-        if self.truth is not None:
-            extra["truth"] = renumber(labels, self.truth)
+        extra |= {name: renumber(labels, table) for name, table in self.extras.items()}
         return Batch(normalise(images, self.mean, self.std), renumber(labels, self.table), extra)
 
 
@@ -327,9 +328,9 @@ class TrainLoader:
 
     def __init__(
         self, source: Source, indices: NDArray[np.int64], n_memory: int, table: Tensor, *,
-        crop: int | None, batch_size: int, seed: int, step: int, workers: int, truth: Tensor | None = None,
+        crop: int | None, batch_size: int, seed: int, step: int, workers: int, extras: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.source, self.indices, self.table, self.truth = source, indices, table, truth
+        self.source, self.indices, self.table, self.extras = source, indices, table, extras
         self.n_images, self.n_memory = len(indices), n_memory
         self.batch_size = batch_size
         self.batches_per_epoch = max(1, self.n_images // batch_size)
@@ -356,7 +357,7 @@ class TrainLoader:
         """
         device = torch.device(device)
         if device not in self._finish:
-            self._finish[device] = _Finish(self.source, self.table, device, self.truth)
+            self._finish[device] = _Finish(self.source, self.table, device, self.extras)
         finish = self._finish[device]
         plan = self.plan(epoch)
         ends = [(k * self.batch_size, (k + 1) * self.batch_size) for k in range(self.batches_per_epoch)]
@@ -412,10 +413,11 @@ class Data:
         """Positions of the step's images in the split ``train``. Raises `KitError` when there is none."""
         return np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees))
 
-    def train(self, step: int, sees: Sees = "step", memory: Sequence[str] = (), *, truth: bool = False) -> TrainLoader:
+    def train(self, step: int, sees: Sees = "step", memory: Sequence[str] = (), *, extras: Sequence[str] = ()) -> TrainLoader:
         """Training batches of a step.
 
-        truth: also give ``extra["truth"]``, (B, H, W) int64, the learned ids of all classes; for reporting, never for training.
+        extras: what else a batch brings in ``extra``: "truth", (B, H, W) int64, the learned ids of all classes, for reporting
+        and never for training; "saliency", (B, H, W) bool, where some object is (only the scenes have it so far).
         memory: names of training images that are replayed. They come on top of the step's images, are labelled by the
         same table (an exemplar shows the step's classes only), and are marked in ``extra["from_memory"]``.
         Raises `KitError` for a step without images, an unknown name, and images of several sizes without a crop.
@@ -433,8 +435,19 @@ class Data:
         return TrainLoader(
             self.source, indices, len(replayed), table,
             crop=self.crop, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
-            truth=step_table(self.scenario, step, "truth") if truth else None,
+            extras={name: self._extra_table(name, step) for name in extras},
         )  # fmt: skip
+
+    def _extra_table(self, name: str, step: int) -> Tensor:
+        if name == "truth":
+            return step_table(self.scenario, step, "truth").long()
+        if name != "saliency":
+            raise unknown("extra of a batch", name, ("truth", "saliency"))
+        if not self.source.perfect_saliency:
+            raise KitError(f"there are no saliency maps for {self.source.dataset!r} yet; the scenes ('toy') have them.")
+        table = torch.ones(256, dtype=torch.bool)
+        table[BACKGROUND] = table[IGNORE] = False
+        return table
 
     def test(
         self, step: int, split: str = "test", which: str = "all", device: torch.device | str = "cpu"

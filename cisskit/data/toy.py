@@ -24,6 +24,7 @@ class Toy(Source):
     splits = ("train", "heldout", "test")
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
+    perfect_saliency = True
 
     def __init__(
         self, *, train: int = 1600, heldout: int = 250, test: int = 250, size: int = 64, domain: str = "day", seed: int = 0

@@ -18,8 +18,7 @@ Follows the released code (dkd.md). Where it differs from the paper:
 - Exemplars carry this step's labels only: their old classes are background. Their class lists come, from step 2 on, with
   pseudo-labels of a model that the released script has not restored yet (``memory_tags = "released"``: noise);
   ``"restored"`` uses the previous model. It matters only for t >= 2.
-Deviation: float32 or bfloat16 instead of float16 with loss scaling. On the scenes head_bias starts the class heads at a
-low probability, because a network from scratch has seconds, not epochs, to learn that most pixels are negatives.
+Deviation: float32 or bfloat16 instead of float16 with loss scaling.
 """
 
 from typing import Literal

@@ -209,7 +209,7 @@ def figure_teacher(batch: Batch, targets: Tensor, ctx: Context) -> Figure:
             rows["the teacher\nsays"] = ctx.method.predict(ctx.old_model(batch.image)).cpu().numpy()
     rows["targets of\nthe method"] = targets.cpu().numpy()
     images = [photo(image, ctx.data.source) for image in batch.image]
-    fig, axes = grid(1 + len(rows), len(images), cell=_cell(len(images)), aspect=_aspect(images[0]), margin=0.9)
+    fig, axes = grid(1 + len(rows), len(images), cell=_cell(len(images)), aspect=_aspect(images[0]), margin=0.6)
     for i, image in enumerate(images):
         show_image(image, axes[0, i])
         for row, labels in enumerate(rows.values(), start=1):
@@ -289,7 +289,7 @@ def draw_strip(
 def figure_strip(picture: Picture, predictions: ByStep, scenario: Scenario, palette: Palette) -> Figure:
     """`draw_strip` on a figure of its own, with legends."""
     steps = sorted({t for found in predictions.values() for t in found})
-    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=1.45, aspect=_aspect(picture.image), margin=1.2)
+    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=1.6, aspect=_aspect(picture.image), margin=1.1)
     shown, wrong = draw_strip(axes, picture, predictions, steps, scenario, palette)
     fig.suptitle(f"test image {picture.name}", fontsize=9, x=0.02, ha="left")
     legend_below(fig, class_patches(shown, scenario.classes, palette) + error_patches([k for k in ERRORS if k in wrong]))

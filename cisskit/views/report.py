@@ -109,8 +109,8 @@ h1 { font-size: 1.9rem; line-height: 1.2; }
 h2 { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid #ddd; font-size: 1.35rem; }
 img { display: block; max-width: 100%; margin: .6rem 0; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid #ddd; text-align: right; }
-th { font-weight: 600; vertical-align: bottom; }
+th, td { padding: .3rem .55rem; border: 0; border-bottom: 1px solid #ddd; text-align: right; }
+th { font-weight: 600; font-size: .8rem; vertical-align: bottom; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 tbody tr:hover { background: #f2f6fa; }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .88rem; }

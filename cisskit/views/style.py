@@ -29,9 +29,9 @@ ERRORS = {
     "taken over": ("#7a0177", "old → new class"),
     "missed": ("#fdae61", "new → background"),
     "false alarm": ("#1a1a1a", "background → a class"),
-    "mixed up": ("#4393c3", "another class of its time"),
+    "mixed up": ("#4393c3", "one class for another"),
 }
-"""Kind of error -> colour, words; old and new are relative to the step. Drawn on a washed-out photograph, never on class colours."""
+"""Kind of error -> colour, words; old and new are relative to the step. Drawn on a pale photograph, never on class colours."""
 
 RIGHT = "#b8d8c0"
 """Colour of what is right, where errors are counted."""
