@@ -4,9 +4,9 @@ Chains are independent and run side by side, one process per core on a CPU; the 
 failing step stops its own chain. This is the only module that knows papermill.
 """
 
+import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -187,14 +187,14 @@ def _step(chain: Chain) -> str:
 
 def _progress(chain: Chain) -> str:
     """The last line of progress.jsonl, in words."""
-    import json
-
     file = chain.folder / "progress.jsonl"
     name = f"{chain.method} step {chain.next}"
     try:
         last = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
     except (OSError, IndexError, ValueError):
         return f"{name} is starting"
+    if last["epoch"] == last["epochs"]:
+        return f"{name} is trained, now evaluated and drawn"
     left = (last["epochs"] - last["epoch"]) * last["seconds"]
     return f"{name} epoch {last['epoch']}/{last['epochs']}, loss {last['loss']:.3f}, about {left:.0f} s of training left"
 
@@ -222,10 +222,3 @@ def make_report(folder: Path, runs: list[Run]) -> Path:
     path = folder / "report.html"
     write_text(path, page(cells, f"cisskit: {runs[0].scenario.name}, {runs[0].scenario.setting}"))
     return path
-
-
-def free_space(folder: Path) -> float:
-    """GB free where ``folder`` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 1e9

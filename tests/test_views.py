@@ -363,4 +363,8 @@ def test_readme_picture_is_small_and_has_a_palette(runs, tmp_path):
     path = report.readme_picture(runs, restore, tmp_path / "images" / "forgetting.png")
     with Image.open(path) as picture:
         assert picture.mode == "P" and min(picture.size) > 300
+        shown = set(map(tuple, np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).tolist()))
+    palette = restore(runs[0]).data.palette[:10].tolist()
+    assert {tuple(palette[0]), (255, 255, 255), style.rgb(style.ERRORS["missed"][0])} <= shown, "no colour was bent"
+    assert len(shown) <= 96
     assert path.stat().st_size <= 60 * 1024

@@ -17,7 +17,17 @@ from cisskit.data.transforms import evaluation_crop, evaluation_side, normalise
 from cisskit.method import Context
 from cisskit.models import Model
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
-from cisskit.views.style import ERRORS, class_patches, error_patches, grid, legend_below, method_title, row_label
+from cisskit.views.style import (
+    ERRORS,
+    class_patches,
+    error_patches,
+    grid,
+    legend_below,
+    legend_right,
+    method_title,
+    rgb,
+    row_label,
+)
 
 Labels = NDArray[np.integer[Any]]
 Palette = NDArray[np.uint8]
@@ -65,7 +75,7 @@ def show_errors(kinds: Labels, image: Tensor, ax: Axes) -> Axes:
     grey = image.float().mean(0).numpy() / 255
     picture = np.repeat((0.8 + 0.18 * grey)[..., None], 3, axis=2)
     for number, (colour, _) in enumerate(ERRORS.values(), start=1):
-        picture[kinds == number] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        picture[kinds == number] = [value / 255 for value in rgb(colour)]
     ax.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
     return ax
 
@@ -269,7 +279,7 @@ def draw_strip(
         n_seen = scenario.step(t).n_seen
         labels(np.where((picture.truth > n_seen) & (picture.truth != IGNORE), BACKGROUND, picture.truth), ax)
         ax.set_title(f"after step {t}")
-    show_image(picture.image, axes[0, -1]).set_title("image")
+    show_image(picture.image, axes[0, -1]).set_title("image; below it,\nerrors at the end")
     for row, found in zip(axes[1:], predictions.values(), strict=True):
         for ax, t in zip(row, steps, strict=False):
             if t in found:
@@ -280,19 +290,21 @@ def draw_strip(
         kinds = errors(picture.truth, found[last], scenario.step(last))
         show_errors(kinds, picture.image, row[-1])
         wrong |= {kind for number, kind in enumerate(ERRORS, start=1) if (kinds == number).any()}
-    axes[1, -1].set_title("errors at the end", fontsize=8)
     for ax, text in zip(axes[:, 0], ("truth so far", *map(method_title, predictions)), strict=True):
         row_label(ax, text)
     return shown, wrong
 
 
-def figure_strip(picture: Picture, predictions: ByStep, scenario: Scenario, palette: Palette) -> Figure:
-    """`draw_strip` on a figure of its own, with legends."""
+def figure_strip(
+    picture: Picture, predictions: ByStep, scenario: Scenario, palette: Palette, *, cell: float = 1.5, title: bool = True
+) -> Figure:
+    """`draw_strip` on a figure of its own, legends at the right. cell: width of one picture in inches."""
     steps = sorted({t for found in predictions.values() for t in found})
-    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=1.6, aspect=_aspect(picture.image), margin=1.1)
+    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=cell, aspect=_aspect(picture.image), margin=0.45, legend=2.7)
     shown, wrong = draw_strip(axes, picture, predictions, steps, scenario, palette)
-    fig.suptitle(f"test image {picture.name}", fontsize=9, x=0.02, ha="left")
-    legend_below(fig, class_patches(shown, scenario.classes, palette) + error_patches([k for k in ERRORS if k in wrong]))
+    if title:
+        fig.suptitle(f"test image {picture.name}", fontsize=9, x=0.02, ha="left")
+    legend_right(fig, class_patches(shown, scenario.classes, palette) + error_patches([k for k in ERRORS if k in wrong]))
     return fig
 
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -12,7 +13,7 @@ from PIL import Image
 from cisskit.errors import KitError
 from cisskit.method import Context
 from cisskit.runs import Run, find_runs, written_whole
-from cisskit.views import masks
+from cisskit.views import masks, style
 from cisskit.views.tables import Chain, by_method
 
 Restore = Callable[[Run], Context]
@@ -63,24 +64,38 @@ def strips(groups: Mapping[str, Sequence[Chain]], restore: Restore, n: int = 3) 
     return [masks.figure_strip(p, f, ctx.scenario, ctx.data.palette) for p, f in zip(pictures, found, strict=True)]
 
 
-def readme_picture(runs: Sequence[Run], restore: Restore, path: str | Path, *, image: int = 0, colours: int = 96) -> Path:
+def readme_picture(runs: Sequence[Run], restore: Restore, path: str | Path, *, image: int = 0) -> Path:
     """Draw ``path``: one test scene, rows truth and methods, columns steps, errors at the end; a PNG with a palette.
 
     image: which of the pictures that `masks.test_pictures` puts first. Raises `KitError` if the file exceeds 60 kB.
     """
     pictures, found, ctx = predictions(by_method(runs), restore, image + 1)
-    fig = masks.figure_strip(pictures[image], found[image], ctx.scenario, ctx.data.palette)
-    raw, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(raw, format="png", dpi=110)
-    Image.open(raw).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    palette, raw, small = ctx.data.palette, io.BytesIO(), io.BytesIO()
+    with mpl.rc_context():
+        style.use()
+        fig = masks.figure_strip(pictures[image], found[image], ctx.scenario, palette, cell=1.1, title=False)
+        fig.savefig(raw, format="png", dpi=120)
+    exact = [*palette[: len(ctx.scenario.classes)].tolist(), (0, 0, 0), (255, 255, 255)]
+    exact += [style.rgb(colour) for colour, _ in style.ERRORS.values()]
+    _few_colours(Image.open(raw).convert("RGB"), exact).save(small, format="PNG", optimize=True)
     if small.tell() > 60 * 1024:
-        raise KitError(
-            f"the picture has {small.tell() / 1024:.0f} kB, more than 60; fewer colours than {colours} make it smaller."
-        )
+        raise KitError(f"the picture has {small.tell() / 1024:.0f} kB, more than 60; show fewer methods or another image.")
     path = Path(path)
     with written_whole(path) as beside:
         beside.write_bytes(small.getvalue())
     return path
+
+
+def _few_colours(picture: Image.Image, exact: Sequence[Sequence[int]], n: int = 96) -> Image.Image:
+    """The picture in ``n`` colours. Those of ``exact`` are among them unchanged: a legend must not lie."""
+    others = picture.quantize(n - len(exact), dither=Image.Dither.NONE).getpalette() or []
+    table = np.array([*(value for colour in exact for value in colour), *others], dtype=np.int64).reshape(-1, 3)[:n]
+    pixels = np.asarray(picture)
+    found, at = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    nearest = ((found[:, None].astype(np.int64) - table) ** 2).sum(axis=2).argmin(axis=1)  # Pillow's own search rounds
+    small = Image.fromarray(nearest[at].reshape(pixels.shape[:2]).astype(np.uint8)).convert("P")
+    small.putpalette(table.astype(np.uint8).tobytes())
+    return small
 
 
 def page(body: str, title: str) -> str:

@@ -50,6 +50,12 @@ def method_colour(method: str) -> str:
     return METHOD_COLOURS.get(method, SPARE[zlib.crc32(method.encode()) % len(SPARE)])
 
 
+def rgb(colour: str) -> tuple[int, int, int]:
+    """ "#d7191c" -> (215, 25, 28)."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return red, green, blue
+
+
 def method_title(method: str) -> str:
     """Name as the field writes it ("MiB"), or the id itself where the kit does not know it."""
     return method_class(method).title if method in available() else method
@@ -66,9 +72,14 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def grid(rows: int, columns: int, *, cell: float = 1.4, aspect: float = 1.0, margin: float = 0.6) -> tuple[Figure, NDArray[Any]]:
-    """A figure with (rows, columns) picture axes without ticks. cell: width in inches; aspect: height over width."""
-    fig = figure(columns * cell + 0.4, rows * cell * aspect + margin)
+def grid(
+    rows: int, columns: int, *, cell: float = 1.4, aspect: float = 1.0, margin: float = 0.6, legend: float = 0.0
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with (rows, columns) picture axes without ticks. cell: width in inches; aspect: height over width.
+
+    margin: inches of height for titles and what lies below; legend: inches of width beside the pictures.
+    """
+    fig = figure(columns * cell + 0.4 + legend, rows * cell * aspect + margin)
     axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -101,3 +112,8 @@ def legend_below(fig: Figure, handles: Sequence[Any], *, columns: int = 0) -> Le
     longest = max((len(str(h.get_label())) for h in handles), default=1)
     fits = max(1, int(fig.get_figwidth() / (0.066 * longest + 0.45)))
     return fig.legend(handles=list(handles), loc="outside lower center", ncols=columns or min(fits, max(1, len(handles))))
+
+
+def legend_right(fig: Figure, handles: Sequence[Any]) -> Legend:
+    """A legend beside the figure, one entry a line."""
+    return fig.legend(handles=list(handles), loc="outside right center", ncols=1)
