@@ -57,7 +57,7 @@ def execute(notebook: Path, parameters: Mapping[str, Any], output: Path) -> None
         papermill.execute_notebook(
             str(notebook), str(partial), parameters=dict(parameters), kernel_name="python3", progress_bar=False,
             cwd=str(Path.cwd()),
-            autosave_cell_every=5, extra_arguments=["--log-level=40"],
+            autosave_cell_every=5, extra_arguments=["--log-level=50"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise KitError(

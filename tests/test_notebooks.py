@@ -142,7 +142,8 @@ def test_method_notebook(method, step, tmp_path, inline):
         assert "6 images in memory" in text and "the loss on logits sees a difference of 0.0000" in text
 
 
-def test_start_here(tmp_path, inline):
+def test_start_here(tmp_path, inline, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the notebook trains in a temporary folder
     out = tmp_path / "start.ipynb"
     parameters = {"runs": str(tmp_path / "none"), "methods": ["ft", "mib"], **TINY}
     execute(NOTEBOOKS / "00_start_here.ipynb", parameters, out)
