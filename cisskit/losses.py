@@ -3,9 +3,9 @@
 Shapes: logits (B, C, H, W), labels (B, H, W) of uint8 or int64. Channel c belongs to learned id c unless a docstring says
 otherwise. float64 stays float64, half precision is computed (and returned) in float32. No input is modified.
 
-``reduction="mean"`` divides by ALL pixels of the batch: ignored ones add 0 but count, as in the released training loops
-(baselines.md 2.6). ``"none"`` returns the map before that mean. Nothing here waits for the device: label values are not
-checked, so each docstring says what an unexpected one does.
+``reduction="mean"`` divides by ALL pixels of the batch: ignored ones add 0 but count, as MiB, PLOP and RCIL train.
+``"none"`` returns the map before that mean. Nothing here waits for the device: label values are not checked, so each
+docstring says what an unexpected one does.
 """
 
 import torch
@@ -47,7 +47,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, reduction: str = "mean") ->
 
 
 def unbiased_cross_entropy(logits: Tensor, labels: Tensor, *, known: slice, reduction: str = "mean") -> Tensor:
-    """Cross-entropy in which every known class counts as background (MiB, CVPR 2020; baselines.md 5.1).
+    """Cross-entropy in which every known class counts as background (MiB, CVPR 2020).
 
     A pixel labelled background now may hold a class learnt earlier, so p(0) becomes the sum of p(c) over c in ``known``.
 
@@ -75,7 +75,7 @@ def unbiased_cross_entropy(logits: Tensor, labels: Tensor, *, known: slice, redu
 def unbiased_distillation(
     student: Tensor, teacher: Tensor, *, new: slice, alpha: float = 1.0, mask: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """Distillation in which the teacher's background covers the new classes (MiB, CVPR 2020; baselines.md 5.2).
+    """Distillation in which the teacher's background covers the new classes (MiB, CVPR 2020).
 
     What the teacher calls background may be a class that the student has just learnt, so the student's background
     probability is compared as the sum of p(0) and p(c) over c in ``new``.
@@ -107,7 +107,7 @@ def unbiased_distillation(
 
 
 def output_distillation(student: Tensor, teacher: Tensor, *, alpha: float = 1.0, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of the student's old channels, renormalised among themselves, with the teacher (LwF; baselines.md 4.1).
+    """Cross-entropy of the student's old channels, renormalised among themselves, with the teacher (LwF, as in MiB's code).
 
     Args:
         student: logits (B, C, H, W) with C >= O; the new channels receive no gradient.
@@ -130,7 +130,7 @@ def output_distillation(student: Tensor, teacher: Tensor, *, alpha: float = 1.0,
 def masked_bce(
     logits: Tensor, labels: Tensor, *, first: int, pos_weight: float | Tensor = 1.0, reduction: str = "classes"
 ) -> Tensor:
-    """Binary cross-entropy of the new classes, one sigmoid each (DKD, NeurIPS 2022; dkd.md 3.1).
+    """Binary cross-entropy of the new classes, one sigmoid each (DKD, NeurIPS 2022).
 
     A pixel is positive for the one channel its label names and negative for all others. Pixels labelled 0 AND pixels
     labelled 255 are negatives of every channel: void is not ignored here, as in the released code.
@@ -163,7 +163,7 @@ def masked_bce(
 
 
 def sigmoid_distillation(student: Tensor, teacher: Tensor, *, reduction: str = "classes") -> Tensor:
-    """Binary cross-entropy with the teacher's sigmoid as target: DKD's KD on logits and L+, L- on scores (dkd.md 3.2, 3.3).
+    """Binary cross-entropy with the teacher's sigmoid as target: DKD's KD on logits and L+, L- on scores.
 
     Args:
         student: (B, n, H, W), before the sigmoid.
@@ -186,7 +186,7 @@ def sigmoid_distillation(student: Tensor, teacher: Tensor, *, reduction: str = "
 
 
 def reasoning_scores(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Evidence for and against each class: the two parts of w . f by the SIGN OF THE WEIGHT (DKD; dkd.md 2.4).
+    """Evidence for and against each class: the two parts of w . f by the SIGN OF THE WEIGHT (DKD).
 
     positive + negative + bias is the class score. A weight that is exactly 0 belongs to neither part and gets no gradient.
 
@@ -211,7 +211,7 @@ def reasoning_scores(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def auxiliary_background(aux_logit: Tensor, *, reduction: str = "mean") -> Tensor:
-    """Teach the auxiliary classifier to say no everywhere: mean of softplus(z) (DKD's L_ac; dkd.md 3.4).
+    """Teach the auxiliary classifier to say no everywhere: mean of softplus(z) (DKD's L_ac).
 
     aux_logit: (B, 1, H, W), or any shape. Returns a scalar over ALL pixels, foreground and void too; "none": that shape.
     """

@@ -1,4 +1,4 @@
-"""Metrics: arithmetic on one confusion matrix per evaluation, rows = truth, columns = prediction (protocol.md 8 to 10).
+"""Metrics: arithmetic on one confusion matrix per evaluation, rows = truth, columns = prediction.
 
 All values are fractions in [0, 1]. The matrix is summed over all pixels of all images first: IoUs are never averaged over
 images. A quantity without any pixel behind it is NaN, and means skip NaN; the papers' other habits are named options.
@@ -58,7 +58,7 @@ def settle_future(confusion: npt.ArrayLike, n_seen: int, future_as: str = "ignor
     """The matrix over background and seen classes, (n_seen + 1, n_seen + 1), from one over all classes of the scenario.
 
     future_as: "ignore" drops pixels of classes that have not arrived; "background" counts them as background, so that
-    predicting background there is right (protocol.md 3). They agree at the last step.
+    predicting background there is right. They agree at the last step.
     Raises `KitError` if a future class was predicted, or for an unknown ``future_as``.
     """
     if future_as not in FUTURE_AS:
@@ -125,7 +125,7 @@ def harmonic_mean(a: float, b: float) -> float:
 def share_predicted(confusion: npt.ArrayLike, rows: Classes, columns: Classes = BACKGROUND) -> float:
     """Share of the pixels whose truth is among ``rows`` that were predicted as ``columns``. NaN without such pixels.
 
-    ``share_predicted(n, step.old)`` is protocol.md's "old -> bg", ``share_predicted(n, 0, step.new)`` "bg -> new".
+    ``share_predicted(n, step.old)`` is the share "old -> background", ``share_predicted(n, 0, step.new)`` "background -> new".
     """
     chosen = np.asarray(confusion, dtype=np.float64)[_index(rows)]
     return _share(chosen[:, _index(columns)].sum(), chosen.sum())
@@ -146,7 +146,7 @@ def stolen_by(confusion: npt.ArrayLike, c: int, top: int = 3) -> dict[str, list[
 
 
 def forgetting(iou_by_step: npt.ArrayLike) -> Floats:
-    """Best IoU at an earlier step minus the IoU at the last one, per class (protocol.md 9); negative if it improved.
+    """Best IoU at an earlier step minus the IoU at the last one, per class; negative if it improved.
 
     iou_by_step: (T, C), NaN where a class was not seen yet. Returns (C,), NaN for classes without an earlier step.
     """
@@ -175,7 +175,7 @@ def plasticity(by_group: npt.ArrayLike) -> float:
 
 
 class PseudoLabelQuality:
-    """How good a method's training targets are where the label said background (protocol.md 10).
+    """How good a method's training targets are where the label said background.
 
     Compares with the full truth, which training never sees: for reports only. Counts accumulate over batches.
     """

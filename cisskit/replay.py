@@ -1,4 +1,4 @@
-"""Exemplar memory: which few images of earlier steps are kept (DKD-M, dkd.md 5; SSUL-M, baselines.md 7.7).
+"""Exemplar memory: which few images of earlier steps are kept (DKD-M; SSUL-M draws alike).
 
 An exemplar is remembered by file name and by the classes it was seen to show. Three pure steps: `presence_of` lists the
 classes of the images of the step that ends, `shuffled` fixes both orders, `draw` picks. How the exemplars are then trained

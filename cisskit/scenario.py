@@ -2,7 +2,7 @@
 
 A scenario is a data set, an order of arrival (groups of class ids) and a setting. Labels are *original ids* in
 the files (VOC: 1 aeroplane .. 20 tvmonitor) and *learned ids* in the network (1, 2, 3, .. in order of arrival);
-`cisskit.data` is the only place that translates. Definitions: protocol.md, sections 1 and 2.
+`cisskit.data` is the only place that translates.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Learning-rate schedules: the factor on the base rate at iteration k = 0..K-1 of K. Plain numbers, no state.
 
-A step restarts its schedule. Sources: baselines.md 2.4 and 7.6, dkd.md 6.
+A step restarts its schedule. Sources: the released MiB, SSUL and DKD code.
 """
 
 import math

@@ -375,7 +375,7 @@ def lwf_kd(meta: Any, a: Arrays) -> Outputs:
 
 
 def remap(meta: Any, a: Arrays) -> Outputs:
-    """How the code bases select and renumber, as values of `label_table` and `select` (protocol.md 3)."""
+    """How the code bases select and renumber, as values of `label_table` and `select`."""
     from cisskit.data import label_table, select_test
 
     settings, labels = meta["arguments"], a.tensor("labels").int()

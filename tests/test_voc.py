@@ -485,7 +485,7 @@ def test_real_photographs_load(shared, tmp_path, name):
 PER_CLASS = [586, 486, 698, 461, 654, 385, 1086, 1000, 1081, 264, 528, 1177, 444, 482, 3898, 487, 299, 491, 500, 548]
 PER_CLASS_VAL = [90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 446, 85, 57, 90, 84, 74]
 SEEN_15_1 = [1240, 1277, 1329, 1353, 1421, 1449]
-# protocol.md 5.1: task, train overlap, train disjoint, val images with a seen class
+# published: task, train overlap, train disjoint, val images with a seen class
 PUBLISHED = {
     "19-1": ([10410, 548], [10034, 548], [1421, 1449]),
     "15-5": ([9568, 2145], [8437, 2145], [1240, 1449]),

@@ -2,7 +2,6 @@
 
 A `Source` knows files (or scenes) and original ids. `Data` puts a scenario on top: which images belong to a step, which
 pixels are told, and batches in a fixed order. Labels are renumbered here and nowhere else, by a table of 256 entries.
-Definitions: protocol.md, sections 2, 3 and 7.
 """
 
 import random
@@ -126,7 +125,7 @@ def label_table(kept: Mapping[int, int], *, other: int = BACKGROUND, background:
     """A lookup table for labels; `renumber` applies it.
 
     kept: original id -> learned id. Everything else becomes ``other``, 0 becomes ``background``, 255 ``void``.
-    The defaults are the kit's rule; the columns of protocol.md 3 are other values of the three. Returns (256,) uint8.
+    The defaults are the kit's rule; the published code bases are other values of the three. Returns (256,) uint8.
     """
     table = torch.full((256,), other, dtype=torch.uint8)
     table[0], table[IGNORE] = background, void
@@ -172,7 +171,7 @@ def shows(presence: NDArray[np.bool_], classes: Sequence[int]) -> NDArray[np.boo
 
 
 def select(presence: NDArray[np.bool_], scenario: Scenario, step: int, sees: Sees = "step") -> NDArray[np.bool_]:
-    """(n,): which training images belong to a step (protocol.md 2). presence: (n, 256).
+    """(n,): which training images belong to a step. presence: (n, 256).
 
     overlap: shows a current class. disjoint, sequential: and no class of a later step. joint: every image.
     ``sees="seen"``: images of this step and all before. Raises `KitError` when there is none.

@@ -1,4 +1,4 @@
-"""Geometry and normalisation of image and label together, as in DKD (dkd.md 7.3).
+"""Geometry and normalisation of image and label together, as in DKD.
 
 Images are bilinear, labels nearest, both through Pillow: its antialiased uint8 filter is what the released code uses,
 and the tensor version of it differs by one grey level. Label ids are never mixed, so a resized label holds only values

@@ -1,4 +1,4 @@
-"""Pascal VOC 2012 in its official layout (protocol.md 6).
+"""Pascal VOC 2012 in its official layout.
 
     VOCdevkit/VOC2012/JPEGImages/x.jpg
                       SegmentationClassAug/x.png     VOC's labels and SBD's, 8-bit index PNGs; else SegmentationClass

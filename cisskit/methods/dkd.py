@@ -11,7 +11,7 @@ learnt to stay silent everywhere, so it starts without false alarms.
     f decoder features   w head weights   γ pos_weight   λ_kd, λ_dkd, λ_ac lambda_*
     All terms: mean over pixels of the batch per class, then SUM over classes. Void (255) is a negative, not ignored.
 
-Follows the released code (dkd.md). Where it differs from the paper:
+Follows the released code. Where it differs from the paper:
 - p and m are averaged over the feature map, without bias; the paper says over input pixels.
 - γ is 2 at step 0 and 1 later on VOC, 35 on ADE20K; decoder and heads learn 10 times faster than the backbone; after
   step 0 batch norm is frozen, dropout is off, and only the new head has weight decay. None of this is in the paper.
@@ -100,7 +100,7 @@ class DKD(Method):
         return draw(candidates, classes, self.memory)
 
     def _tagged(self, ctx, previous):
-        """Training images of the previous step with the classes that their augmented, masked labels show (dkd.md 5.1)."""
+        """Training images of the previous step with the classes that their augmented, masked labels show."""
         tagger = None
         if previous.index > 0:
             tagger = ctx.old_model if self.memory_tags == "restored" else self._unrestored(ctx, previous)

@@ -5,9 +5,9 @@ Idea: none. Train on the labels of this step, in which every earlier class is ba
     L = CE(z, y)
     z student logits, all C channels   y labels of this step: 0, its classes, 255
 
-Follows the MiB code (baselines.md 2.6, 3): the mean divides by all pixels of the batch, ignored ones included; the new
-head starts at random; everything is trained.
-Deviation: plain batch norm + ReLU with torchvision's weights instead of MiB's in-place unit (baselines.md 2.1, "bn_relu").
+Follows the MiB code: the mean divides by all pixels of the batch, ignored ones included; the new head starts at
+random; everything is trained.
+Deviation: plain batch norm + ReLU with torchvision's weights instead of MiB's in-place unit.
 """
 
 from cisskit.losses import cross_entropy

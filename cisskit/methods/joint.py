@@ -5,7 +5,7 @@ Idea: at step t train a fresh network on all images of steps 0..t with the label
     L = CE(z, y)
     z student logits   y labels: background, every class seen so far, 255
 
-Papers report the last step only (one training with all classes, baselines.md 3); here every step has its own bound, so
+Papers report the last step only (one training with all classes); here every step has its own bound, so
 that curves can be compared at every step, and the last one is the published kind. ``--setting joint`` trains that alone.
 """
 

@@ -6,11 +6,11 @@ covers every known class, in the teacher it covers every new class.
     L = CE_unbiased(q, y) + λ KD_unbiased(q, q̂)
     q student   q̂ teacher   λ lambda_kd   Y^{t-1} step.known   C^t step.new
 
-Follows the released code (baselines.md 5). Where it differs from the paper:
+Follows the released code. Where it differs from the paper:
 - KD is divided by the number of teacher channels, and λ is scaled to that. The preset is 10 for every task; the authors
   told users that the tables need 100 on VOC 15-1.
-- Void (255) stays ignored here; the released loader turns it into background (protocol.md 3).
-- Plain batch norm + ReLU with torchvision's weights instead of the in-place unit (baselines.md 2.1, "bn_relu").
+- Void (255) stays ignored here; the released loader turns it into background.
+- Plain batch norm + ReLU with torchvision's weights instead of the in-place unit.
 """
 
 from cisskit.losses import cross_entropy, unbiased_cross_entropy, unbiased_distillation

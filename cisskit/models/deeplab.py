@@ -1,4 +1,4 @@
-"""DeepLabV3 on torchvision's backbones, as DKD describes it (dkd.md, section 2); output stride 16.
+"""DeepLabV3 on torchvision's backbones, as the released DKD code builds it; output stride 16.
 
 The ASPP is torchvision's, with a dropout of 0.1 instead of 0.5, followed by the 3x3 convolution that torchvision has in
 front of its classifier. Batch norms of the backbone move slowly (momentum 0.01), as in the released DKD and SSUL code.

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def share_background(heads: nn.ModuleList, new: nn.Conv2d) -> None:
-    """MiB: every new class starts as an equal share of the background (baselines.md 5.3, released code).
+    """MiB: every new class starts as an equal share of the background (released code).
 
     Rows of ``new`` become the background row (row 0 of the step-0 head); all their biases, and the background's own,
     become b - log(N + 1), so that background and new classes together are as likely as the background was.
@@ -23,7 +23,7 @@ def share_background(heads: nn.ModuleList, new: nn.Conv2d) -> None:
 
 
 def copy_auxiliary(heads: nn.ModuleList, new: nn.Conv2d) -> None:
-    """DKD: every new class starts as the auxiliary head, head 0 (dkd.md 4, step 2)."""
+    """DKD: every new class starts as the auxiliary head, head 0."""
     auxiliary = heads[0]
     assert isinstance(auxiliary, nn.Conv2d) and auxiliary.bias is not None and new.bias is not None
     with torch.no_grad():
@@ -32,5 +32,5 @@ def copy_auxiliary(heads: nn.ModuleList, new: nn.Conv2d) -> None:
 
 
 def kaiming(heads: nn.ModuleList, new: nn.Conv2d) -> None:
-    """Kaiming-normal weights (fan-in, gain sqrt 2), PyTorch's default bias (dkd.md 2.3)."""
+    """Kaiming-normal weights (fan-in, gain sqrt 2), PyTorch's default bias (DKD's heads, released code)."""
     nn.init.kaiming_normal_(new.weight)
