@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table
+from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table, toy
 from cisskit.data.transforms import normalise
 from cisskit.errors import KitError
 from cisskit.scenario import CLASS_NAMES, Scenario
@@ -361,11 +361,13 @@ def test_toy_presence_sizes_and_names(toy):
 def test_scenes_are_drawn_when_asked_for(monkeypatch):
     drawn = []
     monkeypatch.setattr("cisskit.data.toy.scenes", lambda seed, split, count, **_: drawn.append(split) or _blank(count))
-    source = Toy(**SMALL)
+    source = Toy(**SMALL, seed=12345)  # scenes that no other test has drawn
     source.names("train")
     assert drawn == []
     source.image("test", 0), source.presence("test"), source.label("test", 1)
+    Toy(**SMALL, seed=12345).arrays("test")
     assert drawn == ["test"]
+    toy._drawn.cache_clear()  # the blank ones are for this test alone
 
 
 def _blank(count):

@@ -315,3 +315,18 @@ def test_unfinished_steps_have_no_metrics(tmp_path):
     with pytest.raises(KitError, match="not finished"):
         _ = ctx.run.metrics
     assert find_runs(tmp_path) == []
+
+
+def test_the_setting_joint_is_one_step_with_old_and_new_ranges(tmp_path):
+    ctx, metrics = finish(tmp_path, "joint", 0, setting="joint")
+    assert ctx.run.folder.parts[-4] == "toy-5-2-joint" and len(ctx.scenario.steps) == 1
+    assert ctx.model.classifier()[0].shape[0] == 10
+    assert [metrics["miou"][k]["classes"] for k in ("old", "new", "all")] == ["1-5", "6-9", "0-9"]
+
+
+def test_classes_left_out_of_a_scenario_are_background_everywhere(tmp_path):
+    ctx = begin("toy:9,8/1", "ft", 0, runs=tmp_path, **TINY)
+    fit(ctx, bar=False)
+    metrics = evaluate(ctx)
+    assert ctx.scenario.classes == ("background", "dotted crescent", "checked disc", "striped square")
+    assert ctx.run.confusion.shape == (4, 4) and metrics["pixels"] < ctx.run.confusion.sum() == 6 * 64 * 64

@@ -1,6 +1,7 @@
 """The embedded scenes as a `Source`: drawn in the process, kept in memory, the same for the same seed."""
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from cisskit.data.base import Source
 from cisskit.data.scenes import PALETTE, scenes
 from cisskit.errors import KitError, unknown
 from cisskit.scenario import IGNORE
+
+
+@lru_cache(maxsize=6)  # a chain of steps opens the same scenes again and again
+def _drawn(seed: int, split: str, count: int, size: int, domain: str) -> tuple[Tensor, Tensor]:
+    images, labels = scenes(seed, split, count, size=size, domain=domain)
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 class Toy(Source):
@@ -37,16 +44,12 @@ class Toy(Source):
         self.palette = np.zeros((256, 3), dtype=np.uint8)
         self.palette[: len(PALETTE)] = PALETTE
         self.palette[IGNORE] = 255
-        self._drawn: dict[str, tuple[Tensor, Tensor]] = {}
         self._presence: dict[str, NDArray[np.bool_]] = {}
 
     def arrays(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in self.counts:
             raise unknown("split", split, self.splits)
-        if split not in self._drawn:
-            images, labels = scenes(self.seed, split, self.counts[split], size=self.size, domain=self.domain)
-            self._drawn[split] = torch.from_numpy(images), torch.from_numpy(labels)
-        return self._drawn[split]
+        return _drawn(self.seed, split, self.counts[split], self.size, self.domain)
 
     def names(self, split: str) -> tuple[str, ...]:
         if split not in self.counts:
