@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table, toy
+import cisskit.data.toy
+from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table
 from cisskit.data.transforms import normalise
 from cisskit.errors import KitError
 from cisskit.scenario import CLASS_NAMES, Scenario
@@ -367,7 +368,7 @@ def test_scenes_are_drawn_when_asked_for(monkeypatch):
     source.image("test", 0), source.presence("test"), source.label("test", 1)
     Toy(**SMALL, seed=12345).arrays("test")
     assert drawn == ["test"]
-    toy._drawn.cache_clear()  # the blank ones are for this test alone
+    cisskit.data.toy._drawn.cache_clear()  # the blank ones are for this test alone
 
 
 def _blank(count):
