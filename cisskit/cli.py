@@ -77,7 +77,7 @@ def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, met
         action="append",
         default=[],
         metavar="[METHOD.]FIELD=VALUE",
-        help="change a field of a method or its recipe; data.FIELD: of the data set",
+        help="change a field of a method or its recipe (step0.FIELD, later.FIELD: of some steps); data.FIELD: of the data set",
     )
     add("--runs", default="runs", help="folder for the runs")
     add("--data-root", default="", help="folder of the data set (the scenes need none)")
@@ -172,11 +172,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _overrides(settings: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``["dkd.lambda_kd=5", "epochs=1"]`` -> ``{"dkd": {"lambda_kd": 5}, "": {"epochs": 1}}``."""
+    """``["dkd.lambda_kd=5", "later.epochs=1"]`` -> ``{"dkd": {"lambda_kd": 5}, "": {"later.epochs": 1}}``."""
+    from cisskit.method import WHEN
+
     overrides: dict[str, dict[str, Any]] = {}
     for setting in settings:
         left, equals, right = setting.partition("=")
-        owner, _, field = left.rpartition(".")
+        owner, dot, field = left.partition(".")
+        if not dot or owner in WHEN:
+            owner, field = "", left
         if not equals or not field:
             raise KitError(f"--set {setting!r} is not of the form METHOD.FIELD=VALUE or FIELD=VALUE, e.g. dkd.lambda_kd=5.")
         if owner and owner not in (*methods, "data"):

@@ -198,6 +198,29 @@ def configure(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str
     return method, {k: v for k, v in overrides.items() if k in recipe}
 
 
+WHEN = ("step0", "later")
+
+
+def for_step(overrides: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The overrides that hold at a step: ``"step0.epochs"`` and ``"later.epochs"`` win over ``"epochs"`` where they apply.
+
+    Only recipes may change from step to step; a field of the method is one for the whole chain. Raises `KitError` otherwise.
+    """
+    plain = {k: v for k, v in overrides.items() if "." not in k}
+    own = [f.name for f in fields(Recipe)]
+    for key, value in overrides.items():
+        when, _, name = key.rpartition(".")
+        if not when:
+            continue
+        if when not in WHEN:
+            raise unknown(f"prefix of the field {name!r}:", when, WHEN)
+        if name not in own:
+            raise unknown(f"field of a recipe after {when!r}:", name, own)
+        if when == WHEN[min(step, 1)]:
+            plain[name] = value
+    return plain
+
+
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with some fields changed. Raises `KitError` for values that do not fit."""
     return checked(Recipe, {**settings_of(recipe), **changes}, "recipe")
@@ -226,6 +249,6 @@ def methods_table(rows: Sequence[str] | None = None) -> list[dict[str, str]]:
 
 
 __all__ = [
-    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "method_class",
+    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "for_step", "method_class",
     "methods_table", "replace", "settings_of", "trainable",
 ]  # fmt: skip

@@ -232,6 +232,8 @@ class Run:
                 f"{self.folder} is in use by another process; wait for it, or choose another --runs folder."
             ) from error
         try:
+            for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
             yield
         finally:
             lock.release()

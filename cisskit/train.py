@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from cisskit.data import Batch, Data, TrainLoader, open_source
 from cisskit.errors import KitError
-from cisskit.method import Context, Method, Recipe, changed, configure, settings_of
+from cisskit.method import Context, Method, Recipe, changed, configure, for_step, settings_of
 from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
 from cisskit.models import Model
 from cisskit.replay import Exemplar
@@ -49,13 +49,13 @@ def plan(
     """Everything that decides the result of one step, checked, before anything is written or trained.
 
     scenario, setting: see `Scenario.named`. arch: "" is the toy network on the scenes and DeepLabV3-ResNet101 elsewhere.
-    weights: "imagenet", "none" or a file. overrides: fields of the method or of its recipe. runs: where the step
+    weights: "imagenet", "none" or a file. overrides: fields of the method or of its recipe, see `for_step`. runs: where the step
     before is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
     Raises `KitError` for anything unknown or missing.
     """
     task = Scenario.named(scenario, setting=setting)
     now = task.step(step)
-    paper, changes = configure(method, overrides or {})
+    paper, changes = configure(method, for_step(overrides or {}, step))
     recipe = changed(paper.recipe(task, now), changes)
     arch = arch or ("toy" if task.dataset == "toy" else "deeplabv3_resnet101")
     source = open_source(task.dataset, data_root or None, **(data_options or {}))
@@ -301,6 +301,7 @@ def _read_memory(file: Path) -> list[Exemplar]:
 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    groups = [group for group in groups if group["params"]]  # a frozen part leaves an empty one
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)

@@ -43,6 +43,8 @@ def test_a_request_that_cannot_be_carried_out_writes_nothing(arguments, message,
 def test_overrides_are_read_as_json_else_as_text():
     found = cli._overrides(["dkd.lambda_kd=5", "epochs=1", "data.train_list=train_strat", "dkd.pos_weight=[2, 1]"], ["dkd"])
     assert found == {"dkd": {"lambda_kd": 5, "pos_weight": [2, 1]}, "": {"epochs": 1}, "data": {"train_list": "train_strat"}}
+    found = cli._overrides(["later.lr=0.1", "dkd.later.freeze=[]"], ["dkd"])
+    assert found == {"": {"later.lr": 0.1}, "dkd": {"later.freeze": []}}
     with pytest.raises(KitError):
         cli._overrides(["=3"], ["dkd"])
 

@@ -161,6 +161,16 @@ def test_bad_overrides_are_named(overrides, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_recipe_may_differ_between_step_0_and_later(runs):
+    options = {**TINY, "overrides": {"epochs": 2, "batch_size": 8, "later.epochs": 1, "step0.lr": 0.5}}
+    assert begin("toy-5-2", "ft", 1, runs=runs, **options).recipe.epochs == 1
+    with pytest.raises(KitError, match=r"recipe\.lr is 0\.006, asked for 0\.5"):
+        begin("toy-5-2", "ft", 0, runs=runs, **options)
+    for key, message in (("step1.lr", "Did you mean 'step0'"), ("later.lambda_kd", "unknown field of a recipe after 'later'")):
+        with pytest.raises(KitError, match=message):
+            begin("toy-5-2", "mib", 1, runs=runs, **{**TINY, "overrides": {key: 1}})
+
+
 def test_a_truncated_or_foreign_checkpoint_is_refused(runs):
     file = runs / "toy-5-2-overlap/ft/seed0/step0/model.safetensors"
     whole = file.read_bytes()
@@ -185,6 +195,13 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KitError, match="the disk is full"):
         save_tensors(file, {"w": torch.ones(3)}, {})
     assert file.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(runs):
+    ctx = begin("toy-5-2", "ft", 1, runs=runs, **TINY)
+    (ctx.run.folder / ".model.safetensors.123.tmp").write_bytes(b"half")
+    fit(ctx, bar=False)
+    assert not list(ctx.run.folder.glob(".*.tmp"))
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
