@@ -126,11 +126,10 @@ class Method:
         """Parameter groups for the optimizer, each with "params", "lr" and "weight_decay"."""
         fast = recipe.lr * recipe.head_factor
         parts = {"backbone": recipe.lr, "decoder": fast, "heads": fast, "aux": fast}
-        groups = [
+        return [
             {"params": trainable(getattr(model, part)), "lr": lr, "weight_decay": recipe.weight_decay}
             for part, lr in parts.items()
         ]
-        return [group for group in groups if group["params"]]
 
     def exemplars(self, ctx: Context, earlier: "list[Exemplar]") -> "list[Exemplar]":
         """Training images to keep from earlier steps, chosen before step t >= 1; ``earlier`` is the memory of step t - 1."""
@@ -249,6 +248,6 @@ def methods_table(rows: Sequence[str] | None = None) -> list[dict[str, str]]:
 
 
 __all__ = [
-    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "for_step", "method_class",
-    "methods_table", "replace", "settings_of", "trainable",
+    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "for_step",
+    "method_class", "methods_table", "replace", "settings_of", "trainable",
 ]  # fmt: skip
