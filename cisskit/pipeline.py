@@ -18,8 +18,9 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from cisskit.errors import KitError, unknown
+from cisskit.files import write_text
 from cisskit.method import available
-from cisskit.runs import Run, digest, folder_of, shared, write_text
+from cisskit.runs import Run, digest, folder_of, shared
 from cisskit.scenario import Scenario
 from cisskit.train import plan
 

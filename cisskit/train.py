@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 
 from cisskit.data import Batch, Data, TrainLoader, open_source
 from cisskit.errors import KitError
+from cisskit.files import write_json, write_text, written_whole
 from cisskit.method import Context, Method, Recipe, changed, configure, for_step, settings_of
 from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
 from cisskit.models import Model
 from cisskit.replay import Exemplar
-from cisskit.runs import Run, digest, folder_of, load_tensors, save_tensors, write_json, write_text, written_whole
+from cisskit.runs import Run, digest, folder_of, load_tensors, save_tensors
 from cisskit.scenario import Scenario
 from cisskit.schedules import one_cycle, poly, warm_poly
 

@@ -11,6 +11,7 @@ import cisskit
 PACKAGE = Path(cisskit.__file__).parent
 LAYERS = (  # a module may import from its own layer's left only
     ("errors",),
+    ("files",),
     ("scenario", "schedules"),
     ("losses", "metrics", "replay", "models", "data", "doctor"),
     ("method", "methods", "runs"),

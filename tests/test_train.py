@@ -12,8 +12,9 @@ import torch
 
 import cisskit.runs
 from cisskit.errors import KitError
+from cisskit.files import written_whole
 from cisskit.method import Method
-from cisskit.runs import Run, find_runs, load_tensors, save_tensors, written_whole
+from cisskit.runs import Run, find_runs, load_tensors, save_tensors
 from cisskit.train import begin, evaluate, fit, restore
 
 TINY = {"data_options": {"train": 24, "heldout": 4, "test": 6}, "overrides": {"epochs": 2, "batch_size": 8}, "device": "cpu"}

@@ -11,7 +11,6 @@ fingerprint of those files, so the second start reads no label.
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from torch.utils.data import get_worker_info
 
 from cisskit.data.base import Source
 from cisskit.errors import KitError, first_ten, unknown
+from cisskit.files import written_whole
 from cisskit.scenario import CLASS_NAMES, IGNORE
 
 LISTS = "ImageSets/Segmentation"
@@ -355,17 +355,9 @@ def _load_index(file: Path, n: int) -> _Index | None:
 
 def _save_index(file: Path, index: _Index) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                np.savez_compressed(out, presence=index.presence, sizes=index.sizes, digest=index.digest)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(beside, file)
-        finally:
-            Path(beside).unlink(missing_ok=True)
-    except OSError as error:  # the index itself is fine: the next start only has to read the labels again
+        with written_whole(file) as beside, beside.open("wb") as out:
+            np.savez_compressed(out, presence=index.presence, sizes=index.sizes, digest=index.digest)
+    except (OSError, KitError) as error:  # the index itself is fine: the next start only has to read the labels again
         warnings.warn(
             f"could not keep the label index in {file} ({_short(error)}); set CISSKIT_CACHE to a writable folder.", stacklevel=2
         )

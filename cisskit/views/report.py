@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cisskit.errors import KitError
+from cisskit.files import written_whole
 from cisskit.method import Context
-from cisskit.runs import Run, find_runs, written_whole
+from cisskit.runs import Run, find_runs
 from cisskit.views import masks, style
 from cisskit.views.tables import Chain, by_method
 
