@@ -26,7 +26,10 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 all well, 1 something failed, 2 the request cannot be carried out."""
+    """Entry point; returns the exit code: 0 all well, 1 something failed, 2 the request cannot be carried out.
+
+    Ctrl-C ends the process with 130.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -35,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cisskit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ncisskit: stopped; run the same command again to continue.", file=sys.stderr)
-        return 130
+        print("\ncisskit: stopped; run the same command again to continue.", file=sys.stderr, flush=True)
+        os._exit(130)  # a normal exit would wait for the notebooks at work; their kernels end with this process, files stay whole
 
 
 def _parser() -> argparse.ArgumentParser:

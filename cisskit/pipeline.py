@@ -132,7 +132,8 @@ def run_chains(todo: list[Chain], jobs: int, say: Say = print) -> bool:
     total, finished = sum(chain.steps for chain in todo), 0
     running: dict[Future[str], tuple[Chain, str]] = {}
     last_word = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         while running or any(chain.open for chain in todo):
             busy = {id(chain) for chain, _ in running.values()}
             keys = {key for _, key in running.values()}
@@ -159,6 +160,8 @@ def run_chains(todo: list[Chain], jobs: int, say: Say = print) -> bool:
             if not done and time.monotonic() - last_word > 25:
                 say("    " + ";  ".join(_progress(chain) for chain, _ in running.values()))
                 last_word = time.monotonic()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C the notebooks at work are not waited for
     return not any(chain.error for chain in todo)
 
 

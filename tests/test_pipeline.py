@@ -1,5 +1,8 @@
 """Chains of notebooks: order, sharing, failure, resume. A notebook of four cells stands in for the real ones."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -136,3 +139,33 @@ def test_equal_first_steps_never_run_at_the_same_time(monkeypatch):
     assert run_chains(todo, jobs=2, say=lambda text: None)
     assert not any({("ft", 0), ("mib", 0)} <= at_once for at_once in seen)
     assert {("ft", 0), ("dkd", 0)} in seen and max(map(len, seen)) == 2 and len(seen) == 9
+
+
+STOP = """
+import sys
+from pathlib import Path
+from cisskit import pipeline
+from cisskit.cli import main
+pipeline.NOTEBOOKS = Path(sys.argv[1])
+main(["run", "--scenario", "toy-5-4", "--method", "ft", "--runs", sys.argv[2], "--set", "epochs=1000", "--set", "data.train=24",
+      "--set", "data.test=2", "--set", "batch_size=8", "--weights", "none"])
+"""
+
+
+def test_ctrl_c_stops_at_once_and_leaves_a_checkpoint(notebooks, tmp_path):
+    runs = tmp_path / "runs"
+    # a shell gives SIGINT back to what it starts in the background only if it is a terminal's: set it here
+    command = [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler){STOP}"]
+    started = subprocess.Popen([*command, str(notebooks), str(runs)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        folder = runs / "toy-5-4-overlap/ft/seed0/step0"
+        while not (folder / "checkpoint.safetensors").exists():
+            assert started.poll() is None
+            time.sleep(0.2)
+        started.send_signal(signal.SIGINT)
+        assert started.wait(timeout=20) == 130
+        assert "run the same command again to continue" in started.stderr.read()
+    finally:
+        started.kill()
+        started.stderr.close()
+    assert not (folder / "model.safetensors").exists()
