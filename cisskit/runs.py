@@ -92,8 +92,7 @@ class Run:
             )
         config = folder / "config.json"
         if config.exists():
-            old = json.loads(config.read_text(encoding="utf-8"))["settings"]
-            faults = differences(old, json.loads(json.dumps(run.settings)))
+            faults = differences(cls.load(folder).settings, json.loads(json.dumps(run.settings)))
             if faults:
                 raise KitError(
                     f"{folder} holds a run with other settings; it is left alone. Different: {'; '.join(faults)}. "

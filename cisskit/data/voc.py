@@ -141,8 +141,7 @@ class Voc(Source):
         used = np.cumsum(4 * self.sizes(split)[todo].prod(axis=1)) if todo else np.zeros(0)
         fits = todo[: int(np.searchsorted(used, self._room, side="right"))]
         with ThreadPoolExecutor(_threads()) as pool:
-            for _ in pool.map(lambda i: self.pair(split, i), fits):
-                pass
+            list(pool.map(lambda i: self.pair(split, i), fits))
 
     def presence(self, split: str) -> NDArray[np.bool_]:
         return self._index(split).presence
