@@ -120,11 +120,11 @@ def page(body: str, title: str) -> str:
 
 STYLE = """
 body { margin: 0; background: #f4f4f1; color: #222; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 1.5rem 2.5rem 4rem; background: #fff; }
+main { max-width: 1240px; margin: 0 auto; padding: 1.5rem 2.5rem 4rem; background: #fff; }
 h1 { font-size: 1.9rem; line-height: 1.2; }
 h2 { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid #ddd; font-size: 1.35rem; }
 img { display: block; max-width: 100%; margin: .6rem 0; }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .55rem; border: 0; border-bottom: 1px solid #ddd; text-align: right; }
 th { font-weight: 600; font-size: .8rem; vertical-align: bottom; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
