@@ -13,6 +13,7 @@ RUN_ELSEWHERE = (  # by other tests, or by CI
     "make demo",  # test_notebooks executes the chain; its set-up is that of make test
     "make test",  # CI
     "make lab",
+    ". .venv/bin/activate",
     "python3 -m venv",  # CI makes the environment with the same pins
     "conda env create",  # test_env compares the file; the README says that the solve was not run
 )
