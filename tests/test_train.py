@@ -15,7 +15,8 @@ from cisskit.errors import KitError
 from cisskit.files import written_whole
 from cisskit.method import Method
 from cisskit.runs import Run, find_runs, load_tensors, save_tensors
-from cisskit.train import begin, evaluate, fit, restore
+from cisskit.schedules import one_cycle
+from cisskit.train import begin, evaluate, fit, restore, train_loader
 
 TINY = {"data_options": {"train": 24, "heldout": 4, "test": 6}, "overrides": {"epochs": 2, "batch_size": 8}, "device": "cpu"}
 
@@ -348,3 +349,31 @@ def test_classes_left_out_of_a_scenario_are_background_everywhere(tmp_path):
     metrics = evaluate(ctx)
     assert ctx.scenario.classes == ("background", "dotted crescent", "checked disc", "striped square")
     assert ctx.run.confusion.shape == (4, 4) and metrics["pixels"] < ctx.run.confusion.sum() == 6 * 64 * 64
+
+
+def test_the_recipe_decides_schedule_and_frozen_parts(runs):
+    ctx, _ = finish(runs, "dkd", 1)
+    history, recipe = ctx.run.history, ctx.recipe
+    expected = [recipe.lr * one_cycle(k, len(history)) for k in range(len(history))]
+    assert history["lr"].tolist() == pytest.approx(expected, rel=1e-5)
+    before, after = weights(runs, "dkd", 0), weights(runs, "dkd", 1)
+    norms = [k for k in before if ".bn" in k or "running" in k]
+    assert norms and recipe.freeze == ("bn",) and all(torch.equal(before[k], after[k]) for k in norms)
+    moved = [k for k in before if k not in norms and before[k].ndim == 4 and not torch.equal(before[k], after[k])]
+    assert any(k.startswith("backbone") for k in moved) and any(k.startswith("decoder") for k in moved)
+
+
+def test_the_teacher_is_the_model_after_the_previous_step(runs):
+    ctx = begin("toy-5-2", "ft", 1, runs=runs, **TINY)
+    assert same(dict(ctx.old_model.state_dict()), weights(runs, "ft", 0))
+    assert not ctx.old_model.training and not any(p.requires_grad for p in ctx.old_model.parameters())
+
+
+def test_joint_sees_every_image_and_label_so_far_and_starts_anew(runs):
+    finish(runs, "joint", 0)
+    joint, ft = (begin("toy-5-2", name, 1, runs=runs, **TINY) for name in ("joint", "ft"))
+    told = {c for batch in train_loader(joint).epoch(0) for c in batch.label.unique().tolist()}
+    assert told == set(range(8)) and joint.old_model is None
+    assert {c for batch in train_loader(ft).epoch(0) for c in batch.label.unique().tolist()} == {0, 6, 7}
+    assert not same(dict(joint.model.state_dict()), weights(runs, "joint", 0))
+    assert train_loader(joint).n_images >= train_loader(ft).n_images
