@@ -165,7 +165,8 @@ def test_bad_overrides_are_named(overrides, message, tmp_path):
 
 def test_a_recipe_may_differ_between_step_0_and_later(runs):
     options = {**TINY, "overrides": {"epochs": 2, "batch_size": 8, "later.epochs": 1, "step0.lr": 0.5}}
-    assert begin("toy-5-2", "ft", 1, runs=runs, **options).recipe.epochs == 1
+    later = begin("toy-5-2", "ft", 1, runs=runs, **options).recipe
+    assert later.epochs == 1 and later.lr < 0.5
     with pytest.raises(KitError, match=r"recipe\.lr is 0\.006, asked for 0\.5"):
         begin("toy-5-2", "ft", 0, runs=runs, **options)
     for key, message in (("step1.lr", "Did you mean 'step0'"), ("later.lambda_kd", "unknown field of a recipe after 'later'")):
