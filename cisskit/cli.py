@@ -126,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"report: {make_report(Path(args.runs) / f'{scenario.name}-{scenario.setting}', runs)}")
     for chain in todo:
         if chain.error:
-            print(f"failed: {chain.method} seed {chain.parameters['seed']} step {chain.next}: {chain.error}", file=sys.stderr)
+            print(f"failed, see above: {chain.method} seed {chain.parameters['seed']} step {chain.next}", file=sys.stderr)
     return 0 if well else 1
 
 

@@ -74,10 +74,8 @@ class Run:
     settings: Mapping[str, Any]
 
     @classmethod
-    def open(cls, root: Path | str, settings: Mapping[str, Any], place: Mapping[str, Any] | None = None) -> "Run":
-        """The run with these settings, its folder made and its config.json written.
-
-        place: where things are on this machine (data root); recorded, but not part of what decides the result.
+    def open(cls, root: Path | str, settings: Mapping[str, Any]) -> "Run":
+        """The run with these settings; looks and writes nothing, `record` does.
 
         Raises `KitError`, with the fields that differ, when the folder holds a run with other settings, and when the
         previous step is not finished or belongs to other settings.
@@ -90,17 +88,23 @@ class Run:
                 f"step {run.step} continues from step {previous.step}, which is not finished in {previous.folder}. Run it first: "
                 f"cisskit run --scenario {settings['scenario']} --setting {settings['setting']} --method {settings['method']}."
             )
-        config = folder / "config.json"
-        if config.exists():
+        if (folder / "config.json").exists():
             faults = differences(cls.load(folder).settings, json.loads(json.dumps(run.settings)))
             if faults:
                 raise KitError(
                     f"{folder} holds a run with other settings; it is left alone. Different: {'; '.join(faults)}. "
                     "Choose another folder (--runs), or remove this one if you do not need it."
                 )
-        else:
-            write_json(config, {"settings": run.settings, "environment": environment(), "place": dict(place or {})})
         return run
+
+    def record(self, place: Mapping[str, Any]) -> None:
+        """Make the folder and its config.json, unless they are there.
+
+        place: where things are on this machine (data root); recorded, but not part of what decides the result.
+        """
+        config = self.folder / "config.json"
+        if not config.exists():
+            write_json(config, {"settings": self.settings, "environment": environment(), "place": dict(place)})
 
     @classmethod
     def load(cls, folder: Path | str) -> "Run":

@@ -99,8 +99,9 @@ def begin(
     taken over; a finished step is opened with its weights. Raises `KitError` as `plan` and `Run.open` do.
     """
     paper, recipe, data, settings = plan(scenario, method, step, runs=runs, weights=weights, **options)
-    run = Run.open(runs, settings, place={"data_root": str(options.get("data_root", ""))})
+    run = Run.open(runs, settings)
     ctx = _context(run, paper, recipe, data, device, None if weights == "none" else weights)
+    run.record(place={"data_root": str(options.get("data_root", ""))})  # all is well: from here on there is a run
     if run.adopt() or (run.folder / "model.safetensors").exists():
         ctx.model.load_state_dict(run.weights())
     if ctx.step.index > 0:

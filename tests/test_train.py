@@ -174,6 +174,16 @@ def test_a_recipe_may_differ_between_step_0_and_later(runs):
             begin("toy-5-2", "mib", 1, runs=runs, **{**TINY, "overrides": {key: 1}})
 
 
+def test_a_step_that_cannot_begin_leaves_no_run(tmp_path, monkeypatch):
+    def missing(*args):
+        raise KitError("no weights")
+
+    monkeypatch.setattr("cisskit.method.create", missing)
+    with pytest.raises(KitError, match="no weights"):
+        begin("toy-5-2", "ft", 0, runs=tmp_path, **TINY)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_truncated_or_foreign_checkpoint_is_refused(runs):
     file = runs / "toy-5-2-overlap/ft/seed0/step0/model.safetensors"
     whole = file.read_bytes()
