@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cisskit.data.scenes import CLASSES, DOMAINS, MIN_VISIBLE, PALETTE, SIZES, SPLITS, saliency, scene, scenes
+from cisskit.data.scenes import CLASSES, DOMAINS, MIN_VISIBLE, PALETTE, SIZES, SPLITS, scene, scenes
 from cisskit.errors import KitError
 from cisskit.models.toy import CHANNELS, STAGE_CHANNELS, STAGE_STRIDES, STRIDE, ToyBackbone, ToyDecoder
 from cisskit.scenario import CLASS_NAMES, Scenario
@@ -88,11 +88,6 @@ def test_names_and_palette_fit_the_classes():
     assert CLASS_NAMES["toy"] == tuple(f"{texture} {shape}" for texture, shape in CLASSES)
     assert PALETTE.shape == (10, 3) and PALETTE.dtype == np.uint8
     assert len({tuple(colour) for colour in PALETTE.tolist()}) == 10
-
-
-def test_saliency_is_where_the_objects_are():
-    _, label = scene(0, "train", 0)
-    assert saliency(label).dtype == bool and np.array_equal(saliency(label), label != 0)
 
 
 @pytest.mark.parametrize("size", [0, 63, 65, 128])

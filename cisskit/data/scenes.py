@@ -384,8 +384,3 @@ def scenes(seed: int, split: str, count: int, size: int = 64, domain: str = "day
     for index in range(count):
         images[index], labels[index] = scene(seed, split, index, size, domain)
     return images, labels
-
-
-def saliency(label: Label) -> NDArray[np.bool_]:
-    """Perfect saliency: True wherever there is an object of any class. Same shape as the label."""
-    return label > 0
