@@ -358,6 +358,16 @@ def test_controls_redraw(groups, capsys):
     assert capsys.readouterr().out.count("Figure") == 2
 
 
+def test_the_explorer_offers_the_steps_that_every_method_has_run():
+    blank = np.zeros((8, 8), dtype=np.int64)
+    picture = masks.Picture("p", torch.zeros(3, 8, 8, dtype=torch.uint8), blank)
+    found = [{"ft": {0: blank, 1: blank, 2: blank}, "mib": {0: blank, 1: blank}}]  # the chain of mib ended early
+    box = masks.explore_steps([picture], found, Scenario.named("toy-5-2"), np.zeros((256, 3), dtype=np.uint8))
+    method, step, _ = box.children[0].children
+    assert step.options == (0, 1)
+    method.value, step.value = "mib", 0
+
+
 @runs_needed
 def test_readme_picture_is_small_and_has_a_palette(runs, tmp_path):
     path = report.readme_picture(runs, restore, tmp_path / "images" / "forgetting.png")

@@ -191,7 +191,7 @@ def _told(
     images: Sequence[Tensor], told: Labels, truth: Labels, step: Step, scenario: Scenario, palette: Palette,
     names: Sequence[str], from_memory: Sequence[bool],
 ) -> Figure:  # fmt: skip
-    fig, axes = grid(3, len(images), cell=_cell(len(images)), aspect=_aspect(images[0]), margin=0.9)
+    fig, axes = grid(3, len(images), cell=_cell(len(images)), aspect=aspect(images[0]), margin=0.9)
     shown: set[int] = set()
     hidden_kinds: set[str] = set()
     for i, image in enumerate(images):
@@ -219,7 +219,7 @@ def figure_teacher(batch: Batch, targets: Tensor, ctx: Context) -> Figure:
             rows["the teacher\nsays"] = ctx.method.predict(ctx.old_model(batch.image)).cpu().numpy()
     rows["targets of\nthe method"] = targets.cpu().numpy()
     images = [photo(image, ctx.data.source) for image in batch.image]
-    fig, axes = grid(1 + len(rows), len(images), cell=_cell(len(images)), aspect=_aspect(images[0]), margin=0.6)
+    fig, axes = grid(1 + len(rows), len(images), cell=_cell(len(images)), aspect=aspect(images[0]), margin=0.6)
     for i, image in enumerate(images):
         show_image(image, axes[0, i])
         for row, labels in enumerate(rows.values(), start=1):
@@ -238,7 +238,7 @@ def figure_before_after(
 ) -> Figure:
     """Test images, truth, masks before and after this step, and what is wrong after it. was: words for the row "before"."""
     rows = ("image", "truth", f"before:\n{was}", f"after\nstep {ctx.step.index}", "errors")
-    fig, axes = grid(len(rows), len(pictures), cell=_cell(len(pictures)), aspect=_aspect(pictures[0].image), margin=1.3)
+    fig, axes = grid(len(rows), len(pictures), cell=_cell(len(pictures)), aspect=aspect(pictures[0].image), margin=1.3)
     palette, kinds_seen, shown = ctx.data.palette, set(), set()
     for i, picture in enumerate(pictures):
         future = (picture.truth > ctx.step.n_seen) & (picture.truth != IGNORE)
@@ -300,7 +300,7 @@ def figure_strip(
 ) -> Figure:
     """`draw_strip` on a figure of its own, legends at the right. cell: width of one picture in inches."""
     steps = sorted({t for found in predictions.values() for t in found})
-    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=cell, aspect=_aspect(picture.image), margin=0.45, legend=2.7)
+    fig, axes = grid(1 + len(predictions), len(steps) + 1, cell=cell, aspect=aspect(picture.image), margin=0.45, legend=2.7)
     shown, wrong = draw_strip(axes, picture, predictions, steps, scenario, palette)
     if title:
         fig.suptitle(f"test image {picture.name}", fontsize=9, x=0.02, ha="left")
@@ -312,7 +312,7 @@ def figure_scenes(pictures: Sequence[Picture], scenario: Scenario, palette: Pale
     """A contact sheet: images above their labels, with the legend of all classes."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    fig, axes = grid(2 * rows, columns, cell=1.05, aspect=_aspect(pictures[0].image), margin=0.8)
+    fig, axes = grid(2 * rows, columns, cell=1.05, aspect=aspect(pictures[0].image), margin=0.8)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
         show_image(picture.image, axes[2 * row, column])
@@ -323,7 +323,7 @@ def figure_scenes(pictures: Sequence[Picture], scenario: Scenario, palette: Pale
 
 def figure_steps(pictures: Sequence[Picture], scenario: Scenario, palette: Palette) -> Figure:
     """The same images as labelled at every step: rows are images, columns image, steps, and what is really there."""
-    fig, axes = grid(len(pictures), 2 + len(scenario.steps), cell=1.45, aspect=_aspect(pictures[0].image), margin=0.9)
+    fig, axes = grid(len(pictures), 2 + len(scenario.steps), cell=1.45, aspect=aspect(pictures[0].image), margin=0.9)
     for row, picture in zip(axes, pictures, strict=True):
         show_image(picture.image, row[0])
         for ax, step in zip(row[1:], scenario.steps, strict=False):
@@ -357,7 +357,7 @@ def explore_steps(pictures: Sequence[Picture], predictions: Sequence[ByStep], sc
     from IPython.display import display
 
     method = widgets.Dropdown(options=[(method_title(m), m) for m in predictions[0]], description="method")
-    steps = sorted({t for found in predictions[0].values() for t in found})
+    steps = sorted(set.intersection(*(set(found) for found in predictions[0].values())))  # a chain may have ended early
     step = widgets.SelectionSlider(options=steps, value=steps[-1], description="after step", continuous_update=False)
     which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
     out = widgets.Output()
@@ -385,7 +385,8 @@ def _hatch_patches(kinds: Iterable[str]) -> list[Patch]:
     ]
 
 
-def _aspect(image: Tensor) -> float:
+def aspect(image: Tensor) -> float:
+    """Height over width of an image (3, H, W), for a grid of pictures; very tall ones are cut at 1.6."""
     return min(1.6, image.shape[1] / image.shape[2])
 
 

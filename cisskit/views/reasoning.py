@@ -11,8 +11,7 @@ from cisskit.data import Batch
 from cisskit.losses import reasoning_scores
 from cisskit.method import Context
 from cisskit.models import Model
-from cisskit.scenario import IGNORE
-from cisskit.views.masks import photo, show_image
+from cisskit.views.masks import aspect, photo, show_image
 from cisskit.views.style import figure, grid
 
 FOR, AGAINST = "#1b7837", "#762a83"
@@ -70,10 +69,10 @@ def figure_evidence(batch: Batch, i: int, c: int, model: Model, ctx: Context) ->
     """One class on one training image: image with its outline, evidence for, evidence against, logit; one common scale."""
     positive, negative, logit = (part[0] for part in evidence(model, batch.image[i : i + 1], c))
     image = photo(batch.image[i], ctx.data.source)
-    fig, axes = grid(1, 4, cell=1.9, aspect=min(1.6, image.shape[1] / image.shape[2]), margin=0.7)
+    fig, axes = grid(1, 4, cell=1.9, aspect=aspect(image), margin=0.7)
     show_image(image, axes[0, 0])
     truth = batch.extra["truth"][i].cpu().numpy()
-    where = (truth == c) & (truth != IGNORE)
+    where = truth == c
     if where.any():
         axes[0, 0].contour(where.astype(np.float64), levels=[0.5], colors="white", linewidths=1.6)
         axes[0, 0].contour(where.astype(np.float64), levels=[0.5], colors="black", linewidths=0.7)

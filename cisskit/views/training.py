@@ -43,7 +43,7 @@ def shape_table(output: Output) -> pd.DataFrame:
 
 
 def running_mean(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
-    """Mean over the last ``width`` values (fewer at the start), same length."""
+    """Mean over ``width`` values around each (fewer at both ends), same length."""
     return pd.Series(np.asarray(values, dtype=np.float64)).rolling(width, min_periods=1, center=True).mean().to_numpy()
 
 
