@@ -94,7 +94,7 @@ def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, met
 def _run(args: argparse.Namespace) -> int:
     from cisskit.method import available
     from cisskit.pipeline import chains, default_jobs, make_report, run_chains
-    from cisskit.runs import Run
+    from cisskit.runs import find_runs
     from cisskit.views.tables import results
 
     methods = available() if args.method == "all" else [m.strip() for m in args.method.split(",") if m.strip()]
@@ -114,13 +114,7 @@ def _run(args: argparse.Namespace) -> int:
         f"{scenario.name} {scenario.setting}: {steps} notebooks, {min(jobs, len(todo))} at a time, into {args.runs}/", flush=True
     )
     well = run_chains(todo, jobs, say=lambda text: print(text, flush=True))
-    runs = [
-        Run.load(folder)
-        for chain in todo
-        for folder in sorted(chain.folder.parent.glob("step*"))
-        if (folder / "metrics.json").exists()
-    ]
-    runs = [run for run in runs if run.done]
+    runs = [run for chain in todo for run in find_runs(chain.folder.parent)]
     if runs:
         print(f"\n{results(runs).to_string(index=False)}\n")
         print(f"report: {make_report(Path(args.runs) / f'{scenario.name}-{scenario.setting}', runs)}")

@@ -6,9 +6,9 @@ are the paper's hyper-parameters; it overrides the verbs that its paper changes.
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field, fields, replace
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -226,6 +226,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def checked(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    """``cls(**values)``; raises `KitError`, naming every field that does not fit, instead of pydantic's error."""
     try:
         return cls(**values)
     except ValidationError as error:
@@ -233,10 +234,10 @@ def checked(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         raise KitError(f"{where}: {faults}.") from error
 
 
-def methods_table(rows: Sequence[str] | None = None) -> list[dict[str, str]]:
+def methods_table() -> list[dict[str, str]]:
     """Facts about each method for `cisskit methods`."""
     table = []
-    for name in rows or available():
+    for name in available():
         cls = method_class(name)
         table.append({
             "id": name,
@@ -248,6 +249,6 @@ def methods_table(rows: Sequence[str] | None = None) -> list[dict[str, str]]:
 
 
 __all__ = [
-    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "configure", "dataclass", "for_step",
-    "method_class", "methods_table", "replace", "settings_of", "trainable",
+    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "checked", "configure", "dataclass", "for_step",
+    "method_class", "methods_table", "settings_of", "trainable",
 ]  # fmt: skip

@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import papermill
+import torch
 from papermill.exceptions import PapermillExecutionError
 
 from cisskit.errors import KitError, unknown
@@ -78,7 +79,6 @@ class Chain:
     steps: int
     next: int = 0
     error: str = ""
-    seconds: list[float] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
@@ -183,7 +183,6 @@ def _step(chain: Chain) -> str:
     cached = Run(folder, settings).done and notebook.exists()
     if not cached:
         execute(method_notebook(chain.method), {**chain.parameters, "step": chain.next}, notebook)
-        chain.seconds.append(time.perf_counter() - began)
     miou = Run.load(folder).metrics["miou"]["all"]
     words = f"mIoU all [{miou['classes']}] {100 * miou['value']:5.1f} %"
     return f"{words}, done before" if cached else f"{words}, {time.perf_counter() - began:.0f} s"
@@ -205,8 +204,6 @@ def _progress(chain: Chain) -> str:
 
 def default_jobs(device: str = "") -> int:
     """One process per core on a CPU, one in all on a GPU."""
-    import torch
-
     if device.startswith("cuda") or (not device and torch.cuda.is_available()):
         return 1
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

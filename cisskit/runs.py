@@ -68,7 +68,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One step of one method: its folder and the settings that decide its result."""
+    """One step of one method: its folder and the settings that decide its result (JSON values, from `cisskit.train.plan`)."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Run:
                 f"cisskit run --scenario {settings['scenario']} --setting {settings['setting']} --method {settings['method']}."
             )
         if (folder / "config.json").exists():
-            faults = differences(cls.load(folder).settings, json.loads(json.dumps(run.settings)))
+            faults = differences(cls.load(folder).settings, settings)
             if faults:
                 raise KitError(
                     f"{folder} holds a run with other settings; it is left alone. Different: {'; '.join(faults)}. "
@@ -138,6 +138,14 @@ class Run:
         return Run.load(folder) if (folder / "config.json").exists() else Run(folder, {**self.settings, "step": self.step - 1})
 
     @property
+    def chain(self) -> "list[Run]":
+        """This run after the finished steps before it, in order."""
+        runs = [self]
+        while (before := runs[0].previous) is not None and before.done:
+            runs.insert(0, before)
+        return runs
+
+    @property
     def scenario(self) -> Scenario:
         return Scenario.named(self.settings["scenario"], setting=self.settings["setting"])
 
@@ -163,7 +171,7 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         """Weights after the step. Raises `KitError` when the file is missing, damaged, or of other settings."""
         tensors, about = load_tensors(self.folder / "model.safetensors")
-        faults = differences(about, json.loads(json.dumps(self.settings)))
+        faults = differences(about, self.settings)
         if faults:
             raise KitError(f"{self.folder / 'model.safetensors'} belongs to another run. Different: {'; '.join(faults)}.")
         return tensors
@@ -228,7 +236,7 @@ def folder_of(root: Path, settings: Mapping[str, Any]) -> Path:
 
 def shared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide step 0: the method counts only through its base key."""
-    return json.loads(json.dumps({k: v for k, v in settings.items() if k not in ("method", "fields")}))
+    return {k: v for k, v in settings.items() if k not in ("method", "fields")}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from cisskit.data import Batch, Data, TrainLoader, open_source
 from cisskit.errors import KitError
 from cisskit.files import write_json, write_text, written_whole
-from cisskit.method import Context, Method, Recipe, changed, configure, for_step, settings_of
+from cisskit.method import Context, Method, Recipe, changed, checked, configure, for_step, settings_of
 from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
 from cisskit.models import Model
 from cisskit.replay import Exemplar
@@ -59,8 +59,7 @@ def plan(
     paper, changes = configure(method, for_step(overrides or {}, step))
     recipe = changed(paper.recipe(task, now), changes)
     arch = arch or ("toy" if task.dataset == "toy" else "deeplabv3_resnet101")
-    source = open_source(task.dataset, data_root or None, **(data_options or {}))
-    data = Data(task, source, crop=recipe.crop, eval_size=eval_size, batch_size=recipe.batch_size, seed=seed)
+    data = _data(task, recipe, data_root, data_options or {}, eval_size, seed)
     settings: dict[str, Any] = {
         "scenario": task.text,
         "setting": setting,
@@ -80,7 +79,7 @@ def plan(
     if step > 0:
         before = folder_of(Path(runs), {**settings, "step": step - 1})
         settings["previous"] = digest(dict(Run.load(before).settings)) if (before / "config.json").exists() else "missing"
-    return paper, recipe, data, settings
+    return paper, recipe, data, json.loads(json.dumps(settings))  # tuples become lists here, as they do in config.json
 
 
 def begin(
@@ -119,19 +118,17 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
     """
     settings = run.settings
     paper, _ = configure(settings["method"], settings["fields"])
-    recipe = changed(Recipe(epochs=1, batch_size=1, lr=1.0), settings["recipe"])
-    source = open_source(run.scenario.dataset, data_root or run.place.get("data_root") or None, **settings["options"])
-    data = Data(
-        run.scenario,
-        source,
-        crop=recipe.crop,
-        eval_size=settings["data"]["eval_size"],
-        batch_size=recipe.batch_size,
-        seed=run.seed,
-    )
+    recipe = checked(Recipe, settings["recipe"], "recipe")
+    root = data_root or run.place.get("data_root", "")
+    data = _data(run.scenario, recipe, root, settings["options"], settings["data"]["eval_size"], run.seed)
     ctx = _context(run, paper, recipe, data, device, None)
     ctx.model.load_state_dict(run.weights())
     return ctx
+
+
+def _data(scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], eval_size: str, seed: int) -> Data:
+    source = open_source(scenario.dataset, root or None, **options)
+    return Data(scenario, source, crop=recipe.crop, eval_size=eval_size, batch_size=recipe.batch_size, seed=seed)
 
 
 def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, weights: str | None) -> Context:
@@ -393,12 +390,8 @@ def _pseudo_labels(ctx: Context) -> dict[str, Any]:
 
 def _earlier(run: Run) -> list[list[float | None]]:
     """IoU per class in learned order after every earlier step of the chain."""
-    chain, previous = [], run.previous
-    while previous is not None:
-        iou = previous.metrics["iou"]
-        chain.append([iou[name] for name in run.scenario.classes if name in iou])
-        previous = previous.previous
-    return chain[::-1]
+    ious = [before.metrics["iou"] for before in run.chain[:-1]]
+    return [[iou[name] for name in run.scenario.classes if name in iou] for iou in ious]
 
 
 def _seed(ctx: Context, purpose: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, get_model, get_model_weights
 from torchvision.models.segmentation.deeplabv3 import ASPP
@@ -129,8 +130,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise KitError(f"no weights at {path}. Pass the path of a state-dict file, 'imagenet', or 'none' for random weights.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file; all mean the same here

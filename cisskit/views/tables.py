@@ -123,11 +123,8 @@ def _classes(run: Run, keys: Sequence[str]) -> str:
 
 def chain_table(run: Run) -> pd.DataFrame:
     """One row per step up to ``run``: mIoU of old, new and all classes in percent, each with its class range."""
-    steps = [run]
-    while (before := steps[0].previous) is not None and before.done:
-        steps.insert(0, before)
     rows = {}
-    for each in steps:
+    for each in run.chain:
         cells = {name.split(" [")[0]: (100 * value(each, *keys), _classes(each, keys)) for name, keys in _COLUMNS.items()}
         rows[each.step] = {f"{name} %": MISSING if np.isnan(v) else f"{v:.1f} [{ids}]" for name, (v, ids) in cells.items()}
     return pd.DataFrame(rows).T.rename_axis("after step")
