@@ -1,4 +1,4 @@
-"""The command ``cisskit``: run, demo, report, methods, scenarios, doctor."""
+"""The command ``cisskit``: run, demo, benchmark, report, methods, scenarios, doctor."""
 
 import argparse
 import json
@@ -57,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _run, "The main job: joint, ft, mib and dkd on the embedded scenes.")
     _run_arguments(demo, scenario="toy-5-2", method="joint,ft,mib,dkd")
 
+    bench = command(
+        "benchmark", _benchmark, "Every method and every ablation on the scenes, into notebooks/RESULTS.md. Resumable."
+    )
+    bench.add_argument("--seed", default="0,1,2", help="seeds of the tables, separated by commas")
+    bench.add_argument("--ablation-seed", default="0", help="seeds of the ablations, separated by commas")
+    bench.add_argument("--runs", default="runs/benchmark", help="folder for the runs")
+    bench.add_argument("--out", default="", help="where RESULTS.md and results.csv go; by default the notebooks folder")
+    bench.add_argument("--jobs", type=int, default=0, help="processes side by side; 0: one per core")
+
     report = command("report", _report, "Make report.html from finished runs.")
     report.add_argument("folder", nargs="?", default="runs", help="a runs folder, or a part of one")
 
@@ -72,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, method: str | None) -> None:
     add = parser.add_argument
     add("--scenario", required=scenario is None, default=scenario, help="e.g. toy-5-2, voc-15-1 or voc:person,chair/horse,cow")
-    add("--method", required=method is None, default=method, help="ids separated by commas, or 'all'")
+    add("--method", required=method is None, default=method, help="ids separated by commas, e.g. mib,dkd-m, or 'all'")
     add("--setting", default="overlap", choices=SETTINGS, help="which images a step sees and what they tell")
     add("--seed", default="0", help="one or more seeds separated by commas")
     add(
@@ -84,7 +93,7 @@ def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, met
     )
     add("--runs", default="runs", help="folder for the runs")
     add("--data-root", default="", help="folder of the data set (the scenes need none)")
-    add("--arch", default="", help="network; by default the toy network on scenes, deeplabv3_resnet101 elsewhere")
+    add("--arch", default="", help="network; by default the paper's, on the scenes a small one of its kind")
     add("--weights", default="imagenet", help="backbone weights: imagenet, none, or a state-dict file")
     add("--eval-size", default="full", help="full, or cropN: shorter side N and centre crop, as the papers do with 512")
     add("--device", default="", help="cpu, cuda, cuda:1; by default the GPU when there is one")
@@ -124,6 +133,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
+def _benchmark(args: argparse.Namespace) -> int:
+    from cisskit import benchmark
+    from cisskit.pipeline import NOTEBOOKS, default_jobs
+
+    seeds, ablation_seeds = ([_integer(word, "--seed") for word in text.split(",")] for text in (args.seed, args.ablation_seed))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    jobs = args.jobs or default_jobs("cpu")
+    well = benchmark.run(Path(args.runs), seeds, ablation_seeds, jobs, say=lambda text: print(text, flush=True))
+    print(f"results: {benchmark.write(Path(args.runs), Path(args.out) if args.out else NOTEBOOKS)}")
+    return 0 if well else 1
+
+
 def _report(args: argparse.Namespace) -> int:
     from cisskit.pipeline import make_report
     from cisskit.runs import find_runs
@@ -143,9 +164,10 @@ def _methods(args: argparse.Namespace) -> int:
     from cisskit.method import methods_table
 
     for row in methods_table():
-        print(f"{row['id']:<8} {row['name']:<6} {row['paper']}")
-        if row["fields"]:
-            print(f"{'':<16}{row['fields']}")
+        print(f"{row['id']:<8} {row['name']:<6} {row['year'] or '-':<5} {row['paper']}")
+        for name in ("architecture", "memory", "modes", "variants", "fields"):
+            if row[name]:
+                print(f"{'':<16}{name + ':':<14} {row[name]}")
     return 0
 
 

@@ -6,19 +6,20 @@ are the paper's hyper-parameters; it overrides the verbs that its paper changes.
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from cisskit import methods as method_files
 from cisskit.errors import KitError, unknown
-from cisskit.models import Model, Output, create
+from cisskit.models import FAMILIES, Model, Output, create, family, trainable
 from cisskit.scenario import Scenario, Step
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ class Recipe:
     """How one step is trained. Fields hold the values of a paper or of the scenes; every one of them is overridable.
 
     lr is the backbone's; decoder and heads learn ``head_factor`` times as fast. schedule: ``poly`` (1 - k/K)^0.9 per
-    iteration; ``warm_poly`` the same after a linear warm-up over the first fifth; ``one_cycle`` up and down once.
-    crop: side of the random training crops in pixels, None takes images as they are. freeze: parts that `Model.freeze`
-    keeps still during this step.
+    iteration; ``poly_floor`` the same, never below 1e-6; ``warm_poly`` after a linear warm-up over the first fifth;
+    ``constant``; ``one_cycle`` up and down once. crop: side of the random training crops in pixels, None takes images as
+    they are. augment: how a crop is found; ``area`` a random area and aspect ratio, resized (MiB, PLOP, DKD); ``scale`` the
+    image scaled by 0.5 to 2, then cut, padded with background where it is too small (SSUL, IDEC, LAG); ``shorter_scale``
+    with the shorter side resized to the crop before (MBS, AMIS). freeze:
+    parts that `Model.freeze` keeps still during this step. ratio: the share of their images that steps after the first
+    train on (LAG's data-limited protocol).
     """
 
     epochs: int
@@ -44,14 +49,16 @@ class Recipe:
     lr: float
     head_factor: float = 1.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["poly", "warm_poly", "one_cycle"] = "poly"
+    schedule: Literal["poly", "poly_floor", "warm_poly", "constant", "one_cycle"] = "poly"
     weight_decay: float = 1e-4
     crop: int | None = 512
+    augment: Literal["area", "scale", "shorter_scale"] = "area"
     freeze: tuple[str, ...] = ()
+    ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError(f"epochs and batch_size are at least 1 and lr is positive, not {self}")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 < self.ratio <= 1:
+            raise ValueError(f"epochs and batch_size are at least 1, lr is positive and ratio in (0, 1], not {self}")
 
 
 SCENES = (
@@ -93,14 +100,47 @@ class Method:
     """Data set -> recipes of step 0 and of the later steps, as published."""
     sees: ClassVar[Literal["step", "seen"]] = "step"
     """"seen": images and labels of all steps so far, trained anew at every step (the joint upper bound)."""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Extras that the data must bring, e.g. ("saliency",)."""
-    inert: ClassVar[frozenset[str]] = frozenset()
-    """Published terms that train nothing; they are logged, and a test holds them to it."""
+    families: ClassVar[tuple[str, ...]] = ("cnn", "segmenter")
+    """Families of `cisskit.models.FAMILIES` that its terms allow; the first is the paper's."""
+    replay: ClassVar[Literal["pool", "half"]] = "pool"
+    """How exemplars are trained with, see `Data.train`."""
+    variants: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    """Further names under which it runs: suffix -> title and fields, e.g. ``{"m": ("DKD-M", {"memory": 100})}`` is dkd-m."""
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What breaks without it: suffix -> the fields that switch a part off or over. They run under a name of their own, too."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Extras that the data must bring, e.g. ("saliency",)."""
+        return ()
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Extras that it uses where the data have them, e.g. ("saliency",); the settings of a run say whether they had."""
+        return ()
+
+    @property
+    def inert(self) -> frozenset[str]:
+        """Published terms that train nothing; they are logged, and a test holds them to it."""
+        return frozenset()
 
     @property
     def id(self) -> str:
         return type(self).__module__.rsplit(".", 1)[-1]
+
+    def arch(self, scenario: Scenario, asked: str = "") -> str:
+        """The network to use: ``asked``, or the paper's, which is a small one on the scenes.
+
+        Raises `KitError` for an unknown architecture and for one that lacks what the method's terms read.
+        """
+        if not asked:
+            return FAMILIES[self.families[0]][0 if scenario.dataset == "toy" else 1]
+        if family(asked) not in self.families:
+            fit = [arch for name in self.families for arch in FAMILIES[name]]
+            raise KitError(
+                f"{self.title} cannot run on {asked}: its terms read what only {', '.join(fit)} have. Use one of them."
+            )
+        return asked
 
     def recipe(self, scenario: Scenario, step: Step) -> Recipe:
         """The paper's recipe for this data set. Raises `KitError` when the paper has none."""
@@ -110,7 +150,8 @@ class Method:
                 f"{self.title} has no published recipe for {scenario.dataset!r}; it has {', '.join(recipes)}. "
                 f"Add one to `recipes` in cisskit/methods/{self.id}.py."
             )
-        return recipes[scenario.dataset][min(step.index, 1)]
+        first = step.index == 0 or self.sees == "seen"  # trained anew: each step is a step 0
+        return recipes[scenario.dataset][0 if first else 1]
 
     def build(self, scenario: Scenario, arch: str, weights: str | None) -> Model:
         """The network before step 0: one head for background and base classes."""
@@ -156,11 +197,6 @@ class Method:
         return {"method": self.id, **settings_of(self)}
 
 
-def trainable(part: nn.Module) -> list[nn.Parameter]:
-    """Parameters that may get gradients."""
-    return [p for p in part.parameters() if p.requires_grad]
-
-
 def settings_of(item: Any) -> dict[str, Any]:
     """Fields of a Method or Recipe as JSON values."""
     return {f.name: _plain(getattr(item, f.name)) for f in fields(item)}
@@ -176,25 +212,45 @@ def available() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class behind an id. Raises `KitError` for an unknown one."""
-    if name not in available():
-        raise unknown("method", name, available())
-    return importlib.import_module(f"{method_files.__name__}.{name}").METHOD
+    """The class behind an id, with or without the suffix of a variant or an ablation. Raises `KitError` for an unknown one."""
+    return _named(name)[0]
+
+
+def title_of(name: str) -> str:
+    """How tables and legends call a method, a variant or an ablation."""
+    return _named(name)[2]
+
+
+def _named(name: str) -> tuple[type[Method], Mapping[str, Any], str]:
+    """Class, fields and title behind a name such as "mbs", "dkd-m" or "mbs-no-lgod"."""
+    method, _, suffix = name.partition("-")
+    if method not in available():
+        raise unknown("method", method, available())
+    cls = importlib.import_module(f"{method_files.__name__}.{method}").METHOD
+    if suffix in cls.variants:
+        return cls, cls.variants[suffix][1], cls.variants[suffix][0]
+    if suffix in cls.ablations:
+        return cls, cls.ablations[suffix], f"{cls.title}: {suffix.replace('-', ' ')}"
+    if suffix:
+        raise unknown(f"variant of {method}", suffix, [*filter(None, cls.variants), *cls.ablations])
+    return cls, {}, cls.title
 
 
 def configure(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """A method with some of its fields changed, and the changes that belong to its recipes.
 
-    ``overrides`` mixes fields of the method and of `Recipe`, e.g. ``{"lambda_kd": 5.0, "epochs": 3}``.
+    name: an id, with or without the suffix of a variant. ``overrides`` mixes fields of the method and of `Recipe`, e.g.
+    ``{"lambda_kd": 5.0, "epochs": 3}``; they win over the variant's.
     Raises `KitError` for an unknown field (the nearest one is named) and for a value of the wrong type.
     """
-    cls = method_class(name)
+    cls, preset, _ = _named(name)
     own, recipe = {f.name for f in fields(cls)}, {f.name for f in fields(Recipe)}  # type: ignore[arg-type]
     for key in overrides:
         if key not in own | recipe:
             raise unknown(f"field of {name}", key, sorted(own) + sorted(recipe))
-    method = checked(cls, {k: v for k, v in overrides.items() if k in own}, name)
-    return method, {k: v for k, v in overrides.items() if k in recipe}
+    changes = {**preset, **overrides}
+    method = checked(cls, {k: v for k, v in changes.items() if k in own}, name)
+    return method, {k: v for k, v in changes.items() if k in recipe}
 
 
 WHEN = ("step0", "later")
@@ -235,20 +291,27 @@ def checked(cls: Any, values: Mapping[str, Any], where: str) -> Any:
 
 
 def methods_table() -> list[dict[str, str]]:
-    """Facts about each method for `cisskit methods`."""
+    """Facts about each method for `cisskit methods`, oldest first."""
     table = []
     for name in available():
         cls = method_class(name)
+        own = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        year = re.search(r"\b(19|20)\d\d\b", cls.paper)
         table.append({
             "id": name,
             "name": cls.title,
+            "year": year[0] if year else "",
             "paper": cls.paper,
-            "fields": ", ".join(f"{f.name}={f.default!r}" for f in fields(cls)),  # type: ignore[arg-type]
+            "architecture": ", ".join(cls.families),
+            "memory": "optional" if "memory" in own else "all images" if cls.sees == "seen" else "none",
+            "modes": ", ".join(get_args(own["mode"].type)) if "mode" in own else "",
+            "variants": ", ".join(f"{name}-{suffix}" for suffix in cls.variants if suffix),
+            "fields": ", ".join(f"{f.name}={f.default!r}" for f in own.values()),
         })  # fmt: skip
-    return table
+    return sorted(table, key=lambda row: (row["year"] == "", row["year"], row["id"]))
 
 
 __all__ = [
     "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "checked", "configure", "dataclass", "for_step",
-    "method_class", "methods_table", "settings_of", "trainable",
+    "method_class", "methods_table", "settings_of", "title_of", "trainable",
 ]  # fmt: skip

@@ -6,10 +6,11 @@ failing step stops its own chain. This is the only module that knows papermill.
 
 import json
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from papermill.exceptions import PapermillExecutionError
 
 from cisskit.errors import KitError, unknown
 from cisskit.files import write_text
-from cisskit.method import available
+from cisskit.method import method_class
 from cisskit.runs import Run, digest, folder_of, shared
 from cisskit.scenario import Scenario
-from cisskit.train import plan
+from cisskit.train import begin, evaluate, fit, plan
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -32,7 +33,7 @@ Say = Callable[[str], None]
 
 def method_notebook(method: str) -> Path:
     """``notebooks/methods/<id>.ipynb``, or the notebook that the plain baselines share."""
-    own = NOTEBOOKS / "methods" / f"{method}.ipynb"
+    own = NOTEBOOKS / "methods" / f"{method.partition('-')[0]}.ipynb"  # a variant runs in its method's
     path = own if own.exists() else NOTEBOOKS / "methods" / "baseline.ipynb"
     if not path.exists():
         raise KitError(f"no notebooks at {NOTEBOOKS}: install the kit from a checkout (pip install -e .), which carries them.")
@@ -111,8 +112,7 @@ def chains(
     todo = []
     for seed in seeds:
         for method in methods:
-            if method not in available():
-                raise unknown("method", method, available())
+            method_class(method)  # raises for a name that nothing answers to
             fields = {**overrides.get("", {}), **overrides.get(method, {})}
             parameters = {"scenario": task.text, "method": method, "seed": seed, "overrides": fields, **common}
             chain = Chain(method, parameters, len(task.steps))
@@ -123,23 +123,26 @@ def chains(
     return todo
 
 
-def run_chains(todo: list[Chain], jobs: int, say: Say = print) -> bool:
+def run_chains(todo: list[Chain], jobs: int, say: Say = print, *, notebooks: bool = True) -> bool:
     """Execute chains, ``jobs`` at a time; one line per step. Returns True when all of them reached their end.
 
-    Methods that share step 0 do not train it twice: the second one waits for the first and takes it over.
+    notebooks: run the method notebooks; else the same steps without text and pictures, which is faster. Methods that share
+    step 0 do not train it twice: the second one waits for the first and takes it over.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
     total, finished = sum(chain.steps for chain in todo), 0
     running: dict[Future[str], tuple[Chain, str]] = {}
     last_word = time.monotonic()
-    pool = ThreadPoolExecutor(jobs)
+    pool: Executor = ThreadPoolExecutor(jobs)
+    if not notebooks:
+        pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
         while running or any(chain.open for chain in todo):
             busy = {id(chain) for chain, _ in running.values()}
             keys = {key for _, key in running.values()}
             for chain in todo:
                 if len(running) < jobs and chain.open and id(chain) not in busy and (key := _key(chain)) not in keys:
-                    running[pool.submit(_step, chain)] = (chain, key)
+                    running[pool.submit(_step if notebooks else _trained, chain)] = (chain, key)
                     keys.add(key)
             done, _ = wait(running, timeout=30, return_when=FIRST_COMPLETED)
             for future in done:
@@ -183,9 +186,29 @@ def _step(chain: Chain) -> str:
     cached = Run(folder, settings).done and notebook.exists()
     if not cached:
         execute(method_notebook(chain.method), {**chain.parameters, "step": chain.next}, notebook)
-    miou = Run.load(folder).metrics["miou"]["all"]
+    return _words(Run.load(folder), None if cached else time.perf_counter() - began)
+
+
+def _trained(chain: Chain) -> str:
+    """As `_step`, without a notebook."""
+    began = time.perf_counter()
+    run = Run.open(chain.parameters["runs"], chain.plan(chain.next))
+    if run.done:
+        return _words(run, None)
+    ctx = begin(step=chain.next, **chain.parameters)
+    fit(ctx, bar=False)
+    evaluate(ctx)
+    return _words(run, time.perf_counter() - began)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _words(run: Run, seconds: float | None) -> str:
+    miou = run.metrics["miou"]["all"]
     words = f"mIoU all [{miou['classes']}] {100 * miou['value']:5.1f} %"
-    return f"{words}, done before" if cached else f"{words}, {time.perf_counter() - began:.0f} s"
+    return f"{words}, done before" if seconds is None else f"{words}, {seconds:.0f} s"
 
 
 def _progress(chain: Chain) -> str:

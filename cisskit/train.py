@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cisskit.data import Batch, Data, TrainLoader, open_source
@@ -20,15 +20,21 @@ from cisskit.errors import KitError
 from cisskit.files import write_json, write_text, written_whole
 from cisskit.method import Context, Method, Recipe, changed, checked, configure, for_step, settings_of
 from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
-from cisskit.models import Model
+from cisskit.models import Model, Output
 from cisskit.replay import Exemplar
 from cisskit.runs import Run, digest, folder_of, load_tensors, save_tensors
 from cisskit.scenario import Scenario
-from cisskit.schedules import one_cycle, poly, warm_poly
+from cisskit.schedules import one_cycle, poly, poly_lr, warm_poly
 
 LOG_EVERY = 20  # iterations between two looks at the losses; a look waits for the device
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {"poly": poly, "warm_poly": warm_poly, "one_cycle": one_cycle}
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = {  # (base rate, iteration, iterations) -> rate
+    "poly": lambda base, k, K: base * poly(k, K),
+    "poly_floor": poly_lr,
+    "warm_poly": lambda base, k, K: base * warm_poly(k, K),
+    "constant": lambda base, k, K: base,
+    "one_cycle": lambda base, k, K: base * one_cycle(k, K),
+}
 
 
 def plan(
@@ -49,7 +55,7 @@ def plan(
 ) -> tuple[Method, Recipe, Data, dict[str, Any]]:
     """Everything that decides the result of one step, checked, before anything is written or trained.
 
-    scenario, setting: see `Scenario.named`. arch: "" is the toy network on the scenes and DeepLabV3-ResNet101 elsewhere.
+    scenario, setting: see `Scenario.named`. arch: "" is the paper's network, a small one of its kind on the scenes.
     weights: "imagenet", "none" or a file. overrides: fields of the method or of its recipe, see `for_step`. runs: where the step
     before is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
     Raises `KitError` for anything unknown or missing.
@@ -57,8 +63,8 @@ def plan(
     task = Scenario.named(scenario, setting=setting)
     now = task.step(step)
     paper, changes = configure(method, for_step(overrides or {}, step))
+    arch = paper.arch(task, arch)
     recipe = changed(paper.recipe(task, now), changes)
-    arch = arch or ("toy" if task.dataset == "toy" else "deeplabv3_resnet101")
     data = _data(task, recipe, data_root, data_options or {}, eval_size, seed)
     settings: dict[str, Any] = {
         "scenario": task.text,
@@ -67,11 +73,12 @@ def plan(
         "step": step,
         "seed": seed,
         "arch": arch,
-        "weights": None if arch == "toy" else _weights_key(weights),
+        "weights": None if arch.startswith("toy") else _weights_key(weights),
         "recipe": settings_of(recipe),
         "fields": settings_of(paper),
         "base": paper.base_key(),
         "data": data.describe(),
+        "extras": [*paper.needs, *(name for name in paper.wants if data.offers(name))],
         "options": dict(data_options or {}),
         "future_as": future_as,
         "previous": None,
@@ -128,7 +135,10 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
 
 def _data(scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], eval_size: str, seed: int) -> Data:
     source = open_source(scenario.dataset, root or None, **options)
-    return Data(scenario, source, crop=recipe.crop, eval_size=eval_size, batch_size=recipe.batch_size, seed=seed)
+    return Data(
+        scenario, source, crop=recipe.crop, augment=recipe.augment, ratio=recipe.ratio, eval_size=eval_size,
+        batch_size=recipe.batch_size, seed=seed,
+    )  # fmt: skip
 
 
 def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, weights: str | None) -> Context:
@@ -146,8 +156,9 @@ def _context(run: Run, method: Method, recipe: Recipe, data: Data, device: str, 
 
 def train_loader(ctx: Context, *, truth: bool = False) -> TrainLoader:
     """This step's training batches as `fit` sees them; truth adds the true learned ids as ``extra["truth"]``."""
-    extras = [*ctx.method.needs, *(["truth"] if truth else [])]
-    return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=[e.name for e in ctx.memory], extras=extras)
+    extras = [*ctx.run.settings["extras"], *(["truth"] if truth else [])]
+    memory = [exemplar.name for exemplar in ctx.memory]
+    return ctx.data.train(ctx.step.index, sees=ctx.method.sees, memory=memory, replay=ctx.method.replay, extras=extras)
 
 
 def fit(ctx: Context, *, bar: bool = True) -> pd.DataFrame:
@@ -166,12 +177,14 @@ def _train(ctx: Context, bar: bool) -> None:
     run, recipe, model, method, step = ctx.run, ctx.recipe, ctx.model, ctx.method, ctx.step
     loader = train_loader(ctx)
     total = recipe.epochs * loader.batches_per_epoch
-    factor = SCHEDULES[recipe.schedule]
+    rate_at = SCHEDULES[recipe.schedule]
     optimizer = _optimizer(method.param_groups(model, recipe, step), recipe)
     rates = [group["lr"] for group in optimizer.param_groups]
     log = _Log(ctx)
     done = _resume(ctx, optimizer, log)
     checkpoint = run.folder / "checkpoint.safetensors"
+    model.train()
+    shared = _share_trunk(ctx)
     with tqdm(
         total=total,
         initial=done * loader.batches_per_epoch,
@@ -187,11 +200,9 @@ def _train(ctx: Context, bar: bool) -> None:
                 k = epoch * loader.batches_per_epoch + i
                 ctx.progress = k / total
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor(k, total)
+                    group["lr"] = rate_at(rate, k, total)
                 with torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.device.type == "cuda"):
-                    student = model(batch.image)
-                    with torch.no_grad():
-                        teacher = ctx.old_model(batch.image) if ctx.old_model is not None else None
+                    student, teacher = _outputs(ctx, batch.image, shared)
                 terms = method.losses(batch, student, teacher, ctx)
                 optimizer.zero_grad(set_to_none=True)
                 torch.stack(list(terms.values())).sum().backward()
@@ -213,6 +224,32 @@ def _train(ctx: Context, bar: bool) -> None:
     write_text(run.folder / "history.csv", log.table().to_csv(index=False, float_format="%.6g"))
     save_tensors(run.folder / "model.safetensors", model.state_dict(), run.settings)
     checkpoint.unlink(missing_ok=True)
+
+
+def _share_trunk(ctx: Context) -> bool:
+    """Whether student and teacher have one and the same frozen backbone, so that it need not run twice."""
+    old, new = (m.backbone if m is not None else None for m in (ctx.old_model, ctx.model))
+    if old is None or new is None or any(p.requires_grad for p in new.parameters()):
+        return False
+    norms = (m for m in new.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if any(m.training for m in norms) or any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in new.modules()):
+        return False
+    return all(torch.equal(a, b) for a, b in zip(new.state_dict().values(), old.state_dict().values(), strict=True))
+
+
+def _outputs(ctx: Context, image: Tensor, shared: bool) -> tuple[Output, Output | None]:
+    """What student and teacher say; with a shared trunk, which no gradient enters, from one pass through it."""
+    if ctx.old_model is None:
+        return ctx.model(image), None
+    if not shared:
+        student = ctx.model(image)
+        with torch.no_grad():
+            return student, ctx.old_model(image)
+    size = (image.shape[2], image.shape[3])
+    with torch.no_grad():
+        trunk = ctx.model.trunk(image)
+        teacher = ctx.old_model.read(trunk, size)
+    return ctx.model.read(trunk, size), teacher
 
 
 def evaluate(ctx: Context) -> dict[str, Any]:

@@ -9,32 +9,30 @@ import pytest
 
 FOLDER = Path(__file__).parent / "golden"
 FILES = sorted(FOLDER.rglob("*.npz"))
-LATER = {
-    "baselines/ilt_total",
-    "baselines/plop_embed",
-    "baselines/plop_entropy",
-    "baselines/plop_median",
-    "baselines/plop_pod",
-    "baselines/plop_pseudo",
-    "baselines/rcil_pckd",
-    "baselines/ssul_bce",
-    "baselines/ssul_infer",
-    "baselines/ssul_pseudo",
-    "baselines/ssul_unknown",
-}  # methods that are not built yet; a family that is in neither table fails
+UNMAPPED = {
+    "baselines/rcil_pckd": "RCIL is not in the kit",
+    "idec/circle": "defined in the release, never called",
+    "idec/ntxent": "defined in the release, never called",
+    "lag/attribution": "belongs to views that are not built yet",
+    "lag/brier": "belongs to views that are not built yet",
+    "lag/entropy": "belongs to views that are not built yet",
+    "lag/openmax": "belongs to views that are not built yet",
+    "lag/wrapper": "belongs to views that are not built yet",
+}
+"""Families without a function, and why; one that is neither here nor in `golden.FAMILIES` fails."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_recorded_case(path):
     case = golden.run_case(path)
-    if case.family in LATER:
-        assert case.status == "unmapped", "built by now: take it out of LATER"
-        pytest.skip(f"{case.family} belongs to a method that is not built yet")
+    if case.family in UNMAPPED:
+        assert case.status == "unmapped", "built by now: take it out of UNMAPPED"
+        pytest.skip(f"{case.family}: {UNMAPPED[case.family]}")
     assert case.status == "passed", "\n".join(case.faults) or f"{case.family} is unmapped"
 
 
 def test_every_mapped_family_has_a_case():
-    assert set(golden.FAMILIES) == {golden.run_case(path).family for path in FILES} - LATER
+    assert set(golden.FAMILIES) == {golden.run_case(path).family for path in FILES} - UNMAPPED.keys()
 
 
 def write(path, family="dkd/ac", meta=None, **arrays):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from cisskit.errors import KitError
-from cisskit.models import ARCHITECTURES, create
+from cisskit.models import ARCHITECTURES, FAMILIES, create, family
 from cisskit.models.deeplab import deeplab
-from cisskit.models.heads import copy_auxiliary, share_background
+from cisskit.models.heads import copy_first, share_background
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -17,12 +17,42 @@ def test_every_architecture_names_its_features_and_grows(arch):
     model.add_head(2, init=share_background)
     with torch.inference_mode():
         output = model(torch.randn(1, 3, 65, 80))
-    assert set(output.features) == {"layer1", "layer2", "layer3", "layer4", "decoder"}
+    stages = {f"layer{k}{end}" for k in range(1, 5) for end in ("", "_sum")}
+    expected = {"cnn": {"backbone", "decoder", *stages}, "segmenter": {"backbone", "decoder", "classes"}}[family(arch)]
+    assert set(output.features) == expected
     assert output.scores.shape[1] == 5 and output.scores.dtype == torch.float32
     assert output.logits.shape == (1, 5, 65, 80)
-    assert output.features["decoder"].shape[1] == model.channels and output.features["decoder"].min() >= 0
-    weight, bias = model.classifier()
-    assert weight.shape == (5, model.channels) and bias.shape == (5,)
+    assert output.features["decoder"].shape[1] == model.channels == model.class_rows().shape[1]
+    assert len(model.class_rows()) == 5
+    if family(arch) == "cnn":
+        assert output.features["decoder"].min() >= 0
+        weight, bias = model.classifier()
+        assert weight.shape == (5, model.channels) and bias.shape == (5,)
+
+
+@pytest.mark.parametrize("arch", FAMILIES["cnn"])
+def test_an_unknown_head_and_taps(arch):
+    model = create(arch, None, conv_heads=True, taps=True).eval()
+    model.add_head(1, unknown=True)
+    model.add_head(1)
+    model.add_head(2)
+    with torch.no_grad():
+        output = model(torch.randn(1, 3, 65, 80))
+    assert output.scores.shape[1] == 3 and output.extra["unknown"].shape[1] == 1
+    assert output.open_logits.shape == (1, 4, 65, 80)
+    torch.testing.assert_close(output.open_logits[:, 1:], output.logits)
+    for k in (1, 2, 3):
+        assert output.features[f"context{k}"].shape == (1, model.channels, *output.features[f"layer{k}"].shape[2:])
+    with torch.inference_mode():  # predictions do not need them
+        assert "context1" not in model(torch.randn(1, 3, 65, 80)).features
+    assert torch.equal(output.features["layer2"], output.features["layer2_sum"].relu()) or arch.endswith("mobilenet_v2")
+    with pytest.raises(TypeError, match="no 1x1 head"):
+        model.class_rows()
+
+
+def test_a_form_that_an_architecture_lacks():
+    with pytest.raises(KitError, match=r"toy cannot be built with decoder_blocks; it knows conv_heads, taps"):
+        create("toy", None, decoder_blocks=4)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2"])
@@ -55,7 +85,7 @@ def test_frozen_parts_stay_frozen_in_training_mode():
     assert torch.equal(before, norms[0].running_mean)
     model.freeze("backbone")
     model.train()
-    assert not model.backbone.training and not any(p.requires_grad for p in model.backbone.parameters())
+    assert not any(p.requires_grad for p in model.backbone.parameters())
     with pytest.raises(KitError, match=r"unknown part of a model 'back'\. Did you mean 'backbone'"):
         model.freeze("back")
 
@@ -88,7 +118,7 @@ def test_dkd_birth_copies_the_auxiliary_head():
     model = create("toy")
     model.add_head(1)
     model.add_head(3)
-    new = model.add_head(2, init=copy_auxiliary)
+    new = model.add_head(2, init=copy_first)
     assert torch.equal(new.weight, model.heads[0].weight.expand_as(new.weight)) and torch.equal(
         new.bias, model.heads[0].bias.expand(2)
     )

@@ -13,11 +13,12 @@ LAYERS = (  # a module may import from its own layer's left only
     ("errors",),
     ("files",),
     ("scenario", "schedules"),
-    ("losses", "metrics", "replay", "models", "data", "doctor"),
+    ("losses", "metrics", "replay", "pseudo", "semantics", "models", "data", "doctor"),
     ("method", "methods", "runs"),
     ("train",),
     ("views",),
     ("pipeline",),
+    ("benchmark",),
     ("cli",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -11,6 +11,7 @@ from cisskit.data.base import (
     Source,
     TrainLoader,
     arrivals,
+    kept,
     label_table,
     renumber,
     select,
@@ -25,7 +26,7 @@ from cisskit.errors import KitError, unknown
 SOURCES: dict[str, Callable[..., Source]] = {"toy": Toy, "voc": Voc}
 
 __all__ = [
-    "SOURCES", "Batch", "Data", "Source", "Toy", "TrainLoader", "Voc", "arrivals", "label_table", "open_source",
+    "SOURCES", "Batch", "Data", "Source", "Toy", "TrainLoader", "Voc", "arrivals", "kept", "label_table", "open_source",
     "renumber", "select", "select_test", "shows", "step_table",
 ]  # fmt: skip
 

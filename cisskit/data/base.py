@@ -17,12 +17,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cisskit.data.transforms import crop_box, crop_resize, evaluation_crop, evaluation_side, flip, normalise
+from cisskit.data.transforms import (
+    crop_box,
+    crop_resize,
+    evaluation_crop,
+    evaluation_side,
+    flip,
+    normalise,
+    scale_crop,
+)
 from cisskit.errors import KitError, first_ten, unknown
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario
 
 Sees = Literal["step", "seen"]
 """``step``: images and labels of one step. ``seen``: of all steps so far, for the joint upper bound."""
+Augment = Literal["area", "scale", "shorter_scale"]
+"""How a training crop is found: `crop_box`, or `scale_crop`, which may resize the shorter side first."""
+Replay = Literal["pool", "half"]
+"""How exemplars are trained with, see `Data.train`."""
 USES = ("train", "train_seen", "val", "truth")
 
 
@@ -208,6 +220,11 @@ def select_test(presence: NDArray[np.bool_], scenario: Scenario, step: int, whic
     return shows(presence, old + current)
 
 
+def kept(n: int, ratio: float) -> int:
+    """How many of n images the data-limited protocol keeps: ratio * n, halves to the even number."""
+    return round(ratio * n)
+
+
 # --- batches ---
 
 Key = tuple[int, int]
@@ -217,13 +234,18 @@ Key = tuple[int, int]
 class _Samples(Dataset[Any]):
     """Reads the images of one batch: uint8 (B, H, W, 3) and (B, H, W). Crop, no flip: that is done on the whole batch."""
 
-    def __init__(self, source: Source, split: str, *, crop: int | None = None, eval_side: int | None = None) -> None:
-        self.source, self.split, self.crop, self.eval_side = source, split, crop, eval_side
+    def __init__(
+        self, source: Source, split: str, *, crop: int | None = None, augment: Augment = "area", eval_side: int | None = None
+    ) -> None:
+        self.source, self.split, self.crop, self.augment, self.eval_side = source, split, crop, augment, eval_side
 
     def one(self, key: Key) -> tuple[Tensor, Tensor]:
         i, seed = key
         image, label = self.source.pair(self.split, i)
-        if self.crop is not None:
+        if self.crop is not None and self.augment != "area":
+            shorter = self.augment == "shorter_scale"
+            image, label = scale_crop(image, label, self.crop, random.Random(seed), shorter=shorter)
+        elif self.crop is not None:
             height, width = label.shape
             box = crop_box(height, width, random.Random(seed))
             image, label = crop_resize(image, label, box, self.crop)
@@ -292,9 +314,13 @@ def _rows(arrays: tuple[Tensor, Tensor], batches: list[NDArray[np.int64]]) -> It
 class _Finish:
     """The part of a batch's making that runs on the device: cast, mirror, normalise, renumber."""
 
-    def __init__(self, source: Source, table: Tensor, device: torch.device, extras: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, source: Source, table: Tensor, device: torch.device, extras: Mapping[str, Tensor] | None = None,
+        memory_table: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.device = device
         self.table = table.long().to(device)
+        self.memory_table = None if memory_table is None else memory_table.long().to(device)
         self.extras = {name: extra.to(device) for name, extra in (extras or {}).items()}
         self.mean, self.std = (torch.tensor(v).to(device) for v in (source.mean, source.std))
 
@@ -304,13 +330,16 @@ class _Finish:
         if flips is not None:
             images, labels = flip(images, flips), flip(labels, flips)
         extra |= {name: renumber(labels, table) for name, table in self.extras.items()}
-        return Batch(normalise(images, self.mean, self.std), renumber(labels, self.table), extra)
+        told = renumber(labels, self.table)
+        if self.memory_table is not None:
+            told = torch.where(extra["from_memory"].view(-1, 1, 1), renumber(labels, self.memory_table), told)
+        return Batch(normalise(images, self.mean, self.std), told, extra)
 
 
 class Plan(NamedTuple):
     """One epoch, decided before it starts. All arrays are indexed by position in the epoch."""
 
-    order: NDArray[np.int64]  # (n,) which of the step's images
+    order: NDArray[np.int64]  # (n,) which of the step's images; the exemplars are counted on after them
     flips: NDArray[np.bool_]  # (n,)
     seeds: NDArray[np.int64]  # (n,) of the crop box
 
@@ -321,32 +350,47 @@ class TrainLoader:
     Order, crop and flip at a position of an epoch are a pure function of (seed, step, epoch, position): they depend
     neither on the number of workers nor on what was read before, so a resumed epoch sees the same batches.
 
-    n_images: images of the step and of the memory. batches_per_epoch: whole batches only, but at least one.
-    names: in the order of the split, memory last.
+    n_images: images of an epoch: of the step, and with replay "pool" of the memory. batches_per_epoch: whole batches only,
+    but at least one. names: in the order of the split, memory last.
     """
 
     def __init__(
         self, source: Source, indices: NDArray[np.int64], n_memory: int, table: Tensor, *,
-        crop: int | None, batch_size: int, seed: int, step: int, workers: int, extras: Mapping[str, Tensor] | None = None,
+        crop: int | None, augment: Augment, batch_size: int, seed: int, step: int, workers: int, replay: Replay,
+        memory_table: Tensor | None, extras: Mapping[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.source, self.indices, self.table, self.extras = source, indices, table, extras
-        self.n_images, self.n_memory = len(indices), n_memory
+        self.replay, self.memory_table = replay, memory_table
+        self.n_memory, self.n_step = n_memory, len(indices) - n_memory
+        self.n_images = len(indices) if replay == "pool" else self.n_step
         self.batch_size = batch_size
         self.batches_per_epoch = max(1, self.n_images // batch_size)
         self.seed, self.step = seed, step
         names = source.names("train")
         self.names = tuple(names[i] for i in indices)
         self._arrays = source.arrays("train") if crop is None else None
-        self._reader = _Reader(_Samples(source, "train", crop=crop), indices, workers, keep=True)
+        self._reader = _Reader(_Samples(source, "train", crop=crop, augment=augment), indices, workers, keep=True)
         self._finish: dict[torch.device, _Finish] = {}
 
     def plan(self, epoch: int) -> Plan:
         # RandomState: numpy promises its numbers for ever, so an old run can be resumed with a new numpy.
         rng = np.random.RandomState([self.seed, self.step, epoch])
         n = self.n_images
-        return Plan(
+        plan = Plan(
             rng.permutation(n).astype(np.int64), rng.random_sample(n) < 0.5, rng.randint(0, 2**31, size=n, dtype=np.int64)
         )
+        if self.replay == "half" and self.n_memory:
+            self._replace_half(plan.order, rng)
+        return plan
+
+    def _replace_half(self, order: NDArray[np.int64], rng: np.random.RandomState) -> None:
+        """Put exemplars at a random half of the positions of every batch; a short memory is repeated to fill a batch."""
+        repeats = -(-self.batch_size // self.n_memory)
+        memory = self.n_step + np.tile(np.arange(self.n_memory), repeats)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            at = rng.permutation(len(batch))[: len(batch) // 2]
+            batch[at] = rng.permutation(memory)[at]
 
     def epoch(self, epoch: int, device: torch.device | str = "cpu", *, whole: bool = False) -> Iterator[Batch]:
         """The batches of an epoch, on ``device``; pixels travel there as uint8 and are finished there.
@@ -356,7 +400,7 @@ class TrainLoader:
         """
         device = torch.device(device)
         if device not in self._finish:
-            self._finish[device] = _Finish(self.source, self.table, device, self.extras)
+            self._finish[device] = _Finish(self.source, self.table, device, self.extras, self.memory_table)
         finish = self._finish[device]
         plan = self.plan(epoch)
         ends = [(k * self.batch_size, (k + 1) * self.batch_size) for k in range(self.batches_per_epoch)]
@@ -364,7 +408,7 @@ class TrainLoader:
             ends.append((ends[-1][1], self.n_images))
         images_at = self.indices[plan.order]
         flips = torch.from_numpy(plan.flips).to(device)
-        from_memory = torch.from_numpy(plan.order >= self.n_images - self.n_memory).to(device)
+        from_memory = torch.from_numpy(plan.order >= self.n_step).to(device)
         if self._arrays is not None:
             raw = _rows(self._arrays, [images_at[a:b] for a, b in ends])
         else:
@@ -385,15 +429,17 @@ class TrainLoader:
 class Data:
     """A scenario on a source: the images of a step, labelled as that step labels them.
 
-    crop: side of the random resized training crop; None trains on the images as they are.
+    crop: side of the random training crop; None trains on the images as they are. augment: how it is found, see `Augment`.
+    ratio: share of their images that steps after the first keep, the first ones in the order of the split (`kept`): LAG's
+    data-limited protocol.
     eval_size: ``"full"``, or ``"crop512"`` (any side): shorter side 512, centre crop.
     batch_size: of training, and the largest of evaluation. seed: order, crops and flips.
     workers: loader processes; changes speed, never a batch.
     """
 
     def __init__(
-        self, scenario: Scenario, source: Source, *, crop: int | None = None, eval_size: str = "full",
-        batch_size: int = 16, seed: int = 0, workers: int = 0,
+        self, scenario: Scenario, source: Source, *, crop: int | None = None, augment: Augment = "area", ratio: float = 1.0,
+        eval_size: str = "full", batch_size: int = 16, seed: int = 0, workers: int = 0,
     ) -> None:  # fmt: skip
         if scenario.dataset != source.dataset:
             raise KitError(
@@ -403,22 +449,30 @@ class Data:
         for name, value, least in (("crop", crop, 1), ("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             if value is not None and not (isinstance(value, int) and least <= value < 2**32):
                 raise KitError(f"{name}={value!r} must be a whole number, {least} or more.")
+        if not 0 < ratio <= 1:
+            raise KitError(f"ratio={ratio!r} is the share of a step's images that are kept: choose a number above 0, at most 1.")
         self.scenario, self.source = scenario, source
+        self.augment, self.ratio = augment, ratio
         self.crop, self.eval_size, self.batch_size = crop, eval_size, batch_size
         self.seed, self.workers = seed, workers
         self._eval_side = evaluation_side(eval_size)
 
     def members(self, step: int, sees: Sees = "step") -> NDArray[np.int64]:
         """Positions of the step's images in the split ``train``. Raises `KitError` when there is none."""
-        return np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees))
+        found = np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees))
+        return found[: max(1, kept(len(found), self.ratio))] if step > 0 and sees == "step" else found
 
-    def train(self, step: int, sees: Sees = "step", memory: Sequence[str] = (), *, extras: Sequence[str] = ()) -> TrainLoader:
+    def train(
+        self, step: int, sees: Sees = "step", memory: Sequence[str] = (), *, replay: Replay = "pool", extras: Sequence[str] = ()
+    ) -> TrainLoader:
         """Training batches of a step.
 
         extras: what else a batch brings in ``extra``: "truth", (B, H, W) int64, the learned ids of all classes, for reporting
         and never for training; "saliency", (B, H, W) bool, where some object is (only the scenes have it so far).
-        memory: names of training images that are replayed. They come on top of the step's images, are labelled by the
-        same table (an exemplar shows the step's classes only), and are marked in ``extra["from_memory"]``.
+        memory: names of training images that are replayed; they are marked in ``extra["from_memory"]``. replay: "pool": they
+        come on top of the step's images and are labelled by the same table, so that an exemplar shows the step's classes only
+        (DKD-M). "half": batches keep their number; at a random half of the positions of each an exemplar replaces the image,
+        and it shows all classes seen so far (SSUL-M).
         Raises `KitError` for a step without images, an unknown name, and images of several sizes without a crop.
         """
         replayed = [self.source.position("train", name) for name in memory]
@@ -433,9 +487,14 @@ class Data:
         table = step_table(self.scenario, step, "train" if sees == "step" else "train_seen")
         return TrainLoader(
             self.source, indices, len(replayed), table,
-            crop=self.crop, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
+            crop=self.crop, augment=self.augment, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
+            replay=replay, memory_table=step_table(self.scenario, step, "train_seen") if replay == "half" else None,
             extras={name: self._extra_table(name, step) for name in extras},
         )  # fmt: skip
+
+    def offers(self, extra: str) -> bool:
+        """Whether batches can bring this extra, see `train`."""
+        return extra == "truth" or (extra == "saliency" and self.source.perfect_saliency)
 
     def _extra_table(self, name: str, step: int) -> Tensor:
         if name == "truth":
@@ -504,6 +563,8 @@ class Data:
             "images_per_step": [len(self.members(step.index)) for step in self.scenario.steps],
             "test_images": len(self.source.names("test")),
             "crop": self.crop,
+            "augment": self.augment,
+            "ratio": self.ratio,
             "eval_size": self.eval_size,
             "batch_size": self.batch_size,
             "seed": self.seed,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -65,6 +66,47 @@ def crop_resize(image: Tensor, label: Tensor, box: Box, size: int) -> tuple[Tens
     return _resize_image(image, size, size), _resize_label(label, size, size)
 
 
+def scale_crop(
+    image: Tensor, label: Tensor, size: int, rng: random.Random, *, scale: tuple[float, float] = (0.5, 2.0), shorter: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scale by one random factor, then cut a random ``size`` x ``size``: the training crop of SSUL, IDEC, LAG, MBS and AMIS.
+
+    Where the scaled image is too small it is padded with 0, the label too: padding is background, not void, as released.
+
+    Args:
+        image: (3, H, W) uint8. label: (H, W) uint8.
+        scale: range of the factor, drawn uniformly; sizes are cut down to whole pixels.
+        shorter: resize the shorter side to ``size`` first (MBS, AMIS).
+    Returns:
+        uint8 (3, size, size) and (size, size).
+    """
+    if shorter:
+        height, width = label.shape
+        factor = size / min(height, width)
+        height, width = (size if side == min(height, width) else int(factor * side) for side in (height, width))
+        image, label = _resize_image(image, height, width), _resize_label(label, height, width)
+    factor = rng.uniform(*scale)
+    height, width = (max(1, int(factor * side)) for side in label.shape)
+    return padded_crop(_resize_image(image, height, width), _resize_label(label, height, width), size, rng)
+
+
+def padded_crop(image: Tensor, label: Tensor, size: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """A random ``size`` x ``size`` cut; a map that is too narrow is padded on all FOUR sides first, then one that is too low.
+
+    Draws row and column from ``rng``, neither when nothing is left to choose. Shapes as in `scale_crop`.
+    """
+    for axis in (-1, -2):
+        missing = size - label.shape[axis]
+        if missing > 0:
+            border = (1 + missing) // 2
+            image, label = (F.pad(x, (border,) * 4) for x in (image, label))
+    height, width = label.shape
+    top = left = 0
+    if (height, width) != (size, size):
+        top, left = rng.randint(0, height - size), rng.randint(0, width - size)
+    return image[:, top : top + size, left : left + size], label[top : top + size, left : left + size]
+
+
 def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Shorter side to ``size``, then the central ``size`` x ``size``: the published test transform.
 
@@ -78,6 +120,32 @@ def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Te
     top, left = round((height - size) / 2), round((width - size) / 2)
     image, label = _resize_image(image, height, width), _resize_label(label, height, width)
     return image[:, top : top + size, left : left + size], label[top : top + size, left : left + size]
+
+
+def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """(top, left) of square windows every ``stride`` pixels, row by row; the last ones lie flush with the border.
+
+    A helper for predicting large images piece by piece; the kit's evaluation runs on whole images.
+    Raises `KitError` if the image is smaller than a window.
+    """
+    if min(height, width) < size or stride < 1:
+        raise KitError(f"an image of {width} x {height} pixels holds no window of side {size} (stride {stride}): pad it first.")
+    tops, lefts = ([*range(0, side - size, stride), side - size] for side in (height, width))
+    return [(top, left) for top in tops for left in lefts]
+
+
+def merge_windows(logits: Tensor, at: Sequence[tuple[int, int]], shape: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """Probabilities (C, *original) from logits (n, C, s, s) of `windows` of an image of this shape.
+
+    Where windows overlap their logits are averaged; then bilinear to the original size, then softmax.
+    """
+    size = logits.shape[2]
+    total, count = logits.new_zeros(logits.shape[1], *shape), logits.new_zeros(shape)
+    for (top, left), part in zip(at, logits, strict=True):
+        total[:, top : top + size, left : left + size] += part
+        count[top : top + size, left : left + size] += 1
+    mean = (total / count).unsqueeze(0)
+    return F.interpolate(mean, size=original, mode="bilinear", align_corners=False)[0].softmax(dim=0)
 
 
 def flip(maps: Tensor, flips: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 from cisskit.losses import auxiliary_background, masked_bce, reasoning_scores, sigmoid_distillation
 from cisskit.method import STRICT, Method, Recipe, dataclass, trainable
 from cisskit.models import create
-from cisskit.models.heads import copy_auxiliary, kaiming
+from cisskit.models.heads import copy_first, kaiming
 from cisskit.replay import Exemplar, draw, presence_of, shuffled
 
 VOC = (
@@ -50,6 +50,13 @@ class DKD(Method):
     title = "DKD"
     paper = "Decomposed Knowledge Distillation for Class-Incremental Semantic Segmentation, NeurIPS 2022"
     recipes = {"voc": VOC}
+    families = ("cnn",)
+    variants = {"m": ("DKD-M", {"memory": 100})}
+    ablations = {
+        "no-kd": {"lambda_kd": 0.0},
+        "no-dkd": {"lambda_dkd": 0.0},
+        "no-ac": {"lambda_ac": 0.0},
+    }
 
     def build(self, scenario, arch, weights):
         model = create(arch, weights)
@@ -58,7 +65,7 @@ class DKD(Method):
         return model
 
     def grow(self, model, step):
-        model.add_head(step.n_new, init=copy_auxiliary if self.lambda_ac else kaiming)
+        model.add_head(step.n_new, init=copy_first if self.lambda_ac else kaiming)
 
     def losses(self, batch, student, teacher, ctx):
         new, old, z = ctx.step.new, ctx.step.old, student.logits

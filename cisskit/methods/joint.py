@@ -10,7 +10,7 @@ that curves can be compared at every step, and the last one is the published kin
 """
 
 from cisskit.losses import cross_entropy
-from cisskit.method import SCENES, STRICT, Method, Recipe, dataclass
+from cisskit.method import STRICT, Method, Recipe, dataclass
 
 VOC = Recipe(epochs=30, batch_size=24, lr=0.01)
 
@@ -19,7 +19,7 @@ VOC = Recipe(epochs=30, batch_size=24, lr=0.01)
 class Joint(Method):
     title = "Joint"
     paper = "joint training, upper bound (as in MiB's code, CVPR 2020)"
-    recipes = {"voc": (VOC, VOC), "toy": (SCENES[0], SCENES[0])}  # each step is a step 0
+    recipes = {"voc": (VOC, VOC)}
     sees = "seen"
 
     def losses(self, batch, student, teacher, ctx):

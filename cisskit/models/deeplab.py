@@ -1,27 +1,31 @@
-"""DeepLabV3 on torchvision's backbones, as the released DKD code builds it; output stride 16.
+"""DeepLabV3 on torchvision's backbones, in the two forms of the released code; output stride 16.
 
-The ASPP is torchvision's, with a dropout of 0.1 instead of 0.5, followed by the 3x3 convolution that torchvision has in
-front of its classifier. Batch norms of the backbone move slowly (momentum 0.01), as in the released DKD and SSUL code.
+The ASPP is torchvision's, with a dropout of 0.1 instead of 0.5. DKD's form follows it with the 3x3 convolution that
+torchvision has in front of its classifier, and reads 1x1 heads from there; SSUL, IDEC and LAG put such a convolution into
+every head. IDEC and LAG have three more ASPPs, on layer1 .. layer3, whose maps are only distilled. Batch norms of the
+backbone move slowly (momentum 0.01), as in all of these code bases.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, get_model, get_model_weights
+from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from cisskit.errors import KitError, unknown
-from cisskit.models.base import Model
+from cisskit.models.base import Model, tapped
+from cisskit.models.heads import conv_head, linear_head
 
-BACKBONES = {"resnet101": 2048, "resnet50": 2048, "mobilenet_v2": 320}
-"""torchvision name -> channels of its last map."""
+BACKBONES = {"resnet101": (256, 512, 1024, 2048), "resnet50": (256, 512, 1024, 2048), "mobilenet_v2": (24, 32, 96, 320)}
+"""torchvision name -> channels of "layer1" .. "layer4"."""
 
 
-def aspp_decoder(in_channels: int, rates: tuple[int, ...] = (6, 12, 18)) -> nn.Sequential:
-    """Five parallel branches, projection, dropout, 3x3: (B, in_channels, h, w) -> (B, 256, h, w), non-negative.
+def context(in_channels: int, rates: tuple[int, ...] = (6, 12, 18)) -> ASPP:
+    """An ASPP: five parallel branches, projection, dropout 0.1: (B, in_channels, h, w) -> (B, 256, h, w), non-negative.
 
     Kaiming-normal convolutions (fan-in), batch norm at 1 and 0.
     """
@@ -29,26 +33,41 @@ def aspp_decoder(in_channels: int, rates: tuple[int, ...] = (6, 12, 18)) -> nn.S
     dropout = aspp.project[3]
     assert isinstance(dropout, nn.Dropout)
     dropout.p = 0.1
-    decoder = nn.Sequential(aspp, nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU())
-    for module in decoder.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
+    _kaiming(aspp)
+    return aspp
+
+
+def aspp_decoder(in_channels: int, rates: tuple[int, ...] = (6, 12, 18)) -> nn.Sequential:
+    """`context`, then 3x3 convolution, batch norm, ReLU: (B, in_channels, h, w) -> (B, 256, h, w), non-negative."""
+    decoder = nn.Sequential(
+        context(in_channels, rates), nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()
+    )
+    _kaiming(decoder[1])
     return decoder
 
 
-class _LastMap(nn.Module):
-    """A decoder that reads "layer4" alone."""
+def _kaiming(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
 
-    def __init__(self, decoder: nn.Module) -> None:
+
+class _Decoder(nn.Module):
+    """ "decoder" from "layer4", and "context1" .. from "layer1" .. where there are taps."""
+
+    def __init__(self, decoder: nn.Module, taps: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.taps = decoder, nn.ModuleDict(taps)
 
-    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        return self.decoder(features["layer4"])
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tapped(self.taps, features) | {"decoder": self.decoder(features["layer4"])}
 
 
 class _ResNet(nn.Module):
-    """The residual stages of a torchvision ResNet: "layer1" (stride 4) .. "layer4" (stride 16), after their ReLU."""
+    """The residual stages of a torchvision ResNet: "layer1" (stride 4) .. "layer4" (stride 16), after their ReLU.
+
+    "layer1_sum" .. are the sums before that ReLU, which PLOP distils.
+    """
 
     def __init__(self, net: ResNet) -> None:
         super().__init__()
@@ -58,15 +77,27 @@ class _ResNet(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features, x = {}, self.stem(image)
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            features[name] = x = getattr(self, name)(x)
+            *blocks, last = getattr(self, name)
+            for block in blocks:
+                x = block(x)
+            features[f"{name}_sum"] = _residual_sum(last, x)
+            features[name] = x = F.relu(features[f"{name}_sum"])
         return features
+
+
+def _residual_sum(block: Bottleneck, x: Tensor) -> Tensor:
+    """What torchvision's block computes, without its last ReLU (which works in place)."""
+    y = block.relu(block.bn1(block.conv1(x)))
+    y = block.bn3(block.conv3(block.relu(block.bn2(block.conv2(y)))))
+    return y + (x if block.downsample is None else block.downsample(x))
 
 
 class _MobileNetV2(nn.Module):
     """A torchvision MobileNetV2 cut into stages: "layer1" (stride 4), "layer2" (8), "layer3" (16), "layer4" (16, 320 channels).
 
     The last strided block keeps stride 1 and the blocks after it are dilated by 2, as torchvision does for ResNets.
-    The 1280-channel expansion in front of ImageNet's classifier is dropped.
+    The 1280-channel expansion in front of ImageNet's classifier is dropped. Its blocks end without an activation, so
+    "layer1_sum" .. are the same maps.
     """
 
     def __init__(self, net: MobileNetV2) -> None:
@@ -84,16 +115,17 @@ class _MobileNetV2(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features, x = {}, image
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            features[name] = x = getattr(self, name)(x)
+            features[name] = features[f"{name}_sum"] = x = getattr(self, name)(x)
         return features
 
 
-def deeplab(backbone: str, weights: str | None = "imagenet") -> Model:
+def deeplab(backbone: str, weights: str | None = "imagenet", *, conv_heads: bool = False, taps: bool = False) -> Model:
     """DeepLabV3 without heads.
 
-    backbone: "resnet101", "resnet50" or "mobilenet_v2". weights: "imagenet" (torchvision downloads IMAGENET1K_V1), a path
-    to a state dict of the whole torchvision network (.pth read with ``weights_only=True``, or .safetensors), or None
-    (random). Raises `KitError` when the weights cannot be had or do not fit.
+    backbone: "resnet101", "resnet50" or "mobilenet_v2". conv_heads: a 3x3 convolution in every head instead of one in the
+    decoder (SSUL, IDEC, LAG). taps: three more ASPPs give "context1" .. "context3" (IDEC, LAG). weights: "imagenet"
+    (torchvision downloads IMAGENET1K_V1), a path to a state dict of the whole torchvision network (.pth read with
+    ``weights_only=True``, or .safetensors), or None (random). Raises `KitError` when the weights cannot be had or do not fit.
     """
     if backbone not in BACKBONES:
         raise unknown("backbone", backbone, BACKBONES)
@@ -109,7 +141,12 @@ def deeplab(backbone: str, weights: str | None = "imagenet") -> Model:
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.01
-    return Model(trunk, _LastMap(aspp_decoder(BACKBONES[backbone])), 256)
+    *inner, last = BACKBONES[backbone]
+    decoder = _Decoder(
+        context(last) if conv_heads else aspp_decoder(last),
+        {f"context{k}": context(channels) for k, channels in enumerate(inner if taps else [], start=1)},
+    )
+    return Model(trunk, decoder, 256, conv_head if conv_heads else linear_head)
 
 
 def _imagenet(backbone: str) -> dict[str, Tensor]:

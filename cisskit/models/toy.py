@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cisskit.models.base import tapped
+
 STEM_CHANNELS = 16
 STAGE_CHANNELS = {"layer1": 16, "layer2": 32, "layer3": 64, "layer4": 64}
 STAGE_STRIDES = {"layer1": 2, "layer2": 4, "layer3": 8, "layer4": 8}
@@ -48,12 +50,13 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The residual sum, BEFORE its ReLU: PLOP distils that."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
+        return self.bn2(self.conv2(y)) + self.shortcut(x)
 
 
 class ToyBackbone(nn.Module):
-    """Image (B, 3, H, W), normalised float -> ``{"layer1", .., "layer4"}``, each after its ReLU.
+    """Image (B, 3, H, W), normalised float -> ``{"layer1", .., "layer4"}``, each after its ReLU; "layer1_sum" .. before it.
 
     Channels are `STAGE_CHANNELS`, sizes H and W over `STAGE_STRIDES` (rounded up). Any H, W from 8 up will do.
     """
@@ -74,12 +77,16 @@ class ToyBackbone(nn.Module):
         features = {}
         x = self.stem(image)
         for name in STAGE_CHANNELS:
-            x = features[name] = getattr(self, name)(x)
+            features[f"{name}_sum"] = getattr(self, name)(x)
+            x = features[name] = F.relu(features[f"{name}_sum"])
         return features
 
 
 class ToyDecoder(nn.Module):
-    """Backbone features -> (B, `CHANNELS`, H/4, W/4), never negative because it ends in ReLU.
+    """Backbone features -> "decoder" (B, `CHANNELS`, H/4, W/4), never negative because it ends in ReLU.
+
+    taps: also "context1" .. "context3" (B, `CHANNELS`, h, w) from "layer1" .. "layer3", the small stand-ins of IDEC's auxiliary
+    ASPPs; a 3x3 convolution of dilation 2 each.
 
     The three context branches share one batch norm over their concatenation. On its own the branch of global means
     would have a single value per channel and image, and batch norm cannot train on a single image of that.
@@ -87,7 +94,7 @@ class ToyDecoder(nn.Module):
 
     channels = CHANNELS
 
-    def __init__(self) -> None:
+    def __init__(self, *, taps: bool = False) -> None:
         super().__init__()
         deep, middle = STAGE_CHANNELS["layer4"], STAGE_CHANNELS["layer2"]
         self.near = _conv(deep, CONTEXT_CHANNELS, 1)
@@ -101,12 +108,17 @@ class ToyDecoder(nn.Module):
             nn.BatchNorm2d(CHANNELS),
             nn.ReLU(inplace=True),
         )
+        self.taps = nn.ModuleDict()
+        for k, channels in enumerate(list(STAGE_CHANNELS.values())[:3] if taps else [], start=1):
+            self.taps[f"context{k}"] = nn.Sequential(
+                _conv(channels, CHANNELS, 3, dilation=2), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True)
+            )
         _kaiming(self)
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         deep, middle = features["layer4"], features["layer2"]
         whole = self.whole(deep.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *deep.shape[2:])
         context = torch.cat([self.near(deep), self.wide(deep), whole], dim=1)
         context = self.project(F.relu(self.context_bn(context), inplace=True))
         context = F.interpolate(context, size=middle.shape[2:], mode="bilinear", align_corners=False)
-        return self.fuse(torch.cat([context, self.skip(middle)], dim=1))
+        return tapped(self.taps, features) | {"decoder": self.fuse(torch.cat([context, self.skip(middle)], dim=1))}

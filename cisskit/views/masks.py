@@ -123,7 +123,7 @@ def telling(batch: Batch, step: Step, n: int = 4) -> Batch:
         kinds = sum(where.any() for where in parts.values())
         scores.append(4 * kinds + len(np.unique(a[parts["old"] | parts["future"]])) + len(np.unique(b)))
     at = np.argsort(-np.array(scores), kind="stable")[:n].tolist()
-    extra: dict[str, Any] = {key: batch.extra[key][at] for key in ("from_memory", "truth")}
+    extra = {key: value[at] for key, value in batch.extra.items() if isinstance(value, Tensor)}
     return Batch(batch.image[at], batch.label[at], {"names": [batch.extra["names"][i] for i in at], **extra})
 
 

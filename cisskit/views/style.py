@@ -13,7 +13,8 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from cisskit.method import available, method_class
+from cisskit.errors import KitError
+from cisskit.method import title_of
 
 METHOD_COLOURS = {
     "ft": "#8c8c8c", "lwf": "#ddcc77", "ilt": "#999933", "mib": "#cc6677", "plop": "#88ccee", "ssul": "#44aa99",
@@ -46,8 +47,11 @@ def use() -> None:
 
 
 def method_colour(method: str) -> str:
-    """The colour of a method, everywhere; one that has none yet gets a spare one, always the same."""
-    return METHOD_COLOURS.get(method, SPARE[zlib.crc32(method.encode()) % len(SPARE)])
+    """The colour of a method, everywhere; one that has none yet gets a spare one, always the same, and a variant a paler one."""
+    own, _, variant = method.partition("-")
+    colour = METHOD_COLOURS.get(own, SPARE[zlib.crc32(own.encode()) % len(SPARE)])
+    red, green, blue = (0.55 * part / 255 + 0.45 for part in rgb(colour))
+    return to_hex((red, green, blue)) if variant else colour
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -58,13 +62,21 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 def method_title(method: str) -> str:
     """Name as the field writes it ("MiB"), or the id itself where the kit does not know it."""
-    return method_class(method).title if method in available() else method
+    try:
+        return title_of(method)
+    except KitError:
+        return method
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
     """Methods in the order of `METHOD_COLOURS`; unknown ones before the joint bound, by name."""
     known = list(METHOD_COLOURS)
-    return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known) - 1.5, m))
+
+    def place(method: str) -> tuple[float, str]:
+        own = method.partition("-")[0]
+        return (known.index(own) if own in known else len(known) - 1.5, method)
+
+    return sorted(set(methods), key=place)
 
 
 def figure(width: float, height: float) -> Figure:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cisskit.errors import KitError
+from cisskit.method import method_class
 from cisskit.runs import FINISHED, Run
 from cisskit.views.style import in_order, method_title
 
@@ -141,6 +144,46 @@ def class_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"step": "Int64"})
 
 
+BENCHMARK = Path(__file__).parents[2] / "notebooks" / "results.csv"
+"""One row per chain of the embedded benchmark; `cisskit benchmark` writes it."""
+
+BENCHMARK_COLUMNS = {
+    "old": ("miou", "old", "value"), "new": ("miou", "new", "value"), "all": ("miou", "all", "value"), "hIoU": ("hiou", "value"),
+    "old → bg": ("old_to_background",), "forgetting": ("forgetting_mean",),
+}  # fmt: skip
+"""Column of that file -> where metrics.json has it."""
+
+
+def family_of(method: str) -> list[str]:
+    """A method, its variants and its ablations, by the names under which they run."""
+    cls = method_class(method)
+    return [method, *(f"{method}-{suffix}" for suffix in [*filter(None, cls.variants), *cls.ablations])]
+
+
+def benchmark_rows(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Rows of the benchmark file as percent: mean and standard deviation over seeds, one row per name that is there."""
+    rows = []
+    for name in names:
+        own = table[table["name"] == name]
+        if len(own):
+            cells = {column: _mean((100 * own[column]).tolist()) for column in BENCHMARK_COLUMNS}
+            rows.append({"method": method_title(name), "run as": name, "network": own["arch"].iloc[0], **cells})
+    return pd.DataFrame(rows)
+
+
+def ablation_table(method: str, scenario: str = "toy-5-2", file: Path = BENCHMARK) -> pd.DataFrame:
+    """What breaks without each part of a method, from the embedded benchmark: percent, the seeds that the ablations have.
+
+    Raises `KitError` when the benchmark has not been run.
+    """
+    if not file.exists():
+        raise KitError(f"no benchmark at {file}. Make it: make benchmark (about an hour on two cores; it can be interrupted).")
+    table = pd.read_csv(file)
+    table = table[(table["scenario"] == scenario) & table["name"].isin(family_of(method))]
+    ablated = table[table["name"].isin([f"{method}-{part}" for part in method_class(method).ablations])]
+    return benchmark_rows(table[table["seed"].isin(ablated["seed"])], family_of(method))
+
+
 def files(run: Run) -> pd.DataFrame:
     """The files of a finished run and their sizes in kB; a missing one has no size."""
     sizes = {name: (run.folder / name).stat().st_size / 1024 if (run.folder / name).exists() else np.nan for name in FINISHED}
@@ -153,13 +196,16 @@ def protocol(runs: Sequence[Run]) -> str:
     scenario, settings, metrics = last.scenario, last.settings, last.metrics
     sizes = " + ".join(str(len(group)) for group in scenario.groups)
     future = "left out" if metrics["future_as"] == "ignore" else "counted as background"
+    without = (run.settings for run in runs if run.settings["fields"].get("saliency") and not run.settings["extras"])
+    blind = sorted({method_title(each["method"]) for each in without})
+    maps = f" There are no saliency maps: all unlabelled pixels are unknown to {', '.join(blind)}." if blind else ""
     old, new, everything = (_classes(last, ("miou", part)) for part in ("old", "new", "all"))
     return (
         f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}. "
         f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}, one confusion matrix over all of them. "
         f"Pixels of classes that have not arrived: {future} (future_as = {metrics['future_as']}); IoU of a class that is neither "
         f"there nor predicted: {metrics['absent']}. Old [{old}] are the base classes, new [{new}] all later ones; "
-        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}."
+        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}.{maps}"
     )
 
 

@@ -4,8 +4,8 @@ Shapes: logits (B, C, H, W), labels (B, H, W) of uint8 or int64. Channel c belon
 otherwise. float64 stays float64, half precision is computed (and returned) in float32. No input is modified.
 
 ``reduction="mean"`` divides by ALL pixels of the batch: ignored ones add 0 but count, as MiB, PLOP and RCIL train.
-``"none"`` returns the map before that mean. Nothing here waits for the device: label values are not checked, so each
-docstring says what an unexpected one does.
+``"valid"`` divides by the pixels that are not ignored, and is 0 when there are none. ``"none"`` returns the map before any
+mean. Nothing here waits for the device: label values are not checked, so each docstring says what an unexpected one does.
 """
 
 import torch
@@ -37,13 +37,57 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, reduction: str = "mean") ->
         logits: (B, C, H, W).
         labels: (B, H, W), values 0..C-1 or 255 (ignored). Any other value is an index error.
     Returns:
-        "mean": scalar over all pixels, ignored ones included in the divisor. "none": (B, H, W), exactly 0 where ignored.
+        "mean": scalar over all pixels, ignored ones included in the divisor. "valid": scalar over the pixels that are not
+        ignored, 0 when there are none (MBS). "none": (B, H, W), exactly 0 where ignored.
     Raises:
         KitError: if labels are not the (B, H, W) of these logits.
     """
     check_pixels(logits, labels)
     loss = F.cross_entropy(_full(logits), labels.long(), ignore_index=IGNORE, reduction="none")
-    return _reduce(loss, reduction)
+    return _mean_valid(loss, labels) if reduction == "valid" else _reduce(loss, reduction)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, reduction: str = "valid") -> Tensor:
+    """One sigmoid per channel against the one-hot label (SSUL; IDEC, LAG and MBS took it over).
+
+    The value grows with the number of channels: it is their sum, and positives are not balanced against negatives.
+
+    Args:
+        logits: (B, C, H, W); SSUL, IDEC and LAG pass the open layout: 0 unknown, 1 background, k + 1 class k.
+        labels: (B, H, W) of the same numbering, values 0..C-1 or 255 (ignored). Any other value is an index error.
+        weight: (B, H, W), multiplies the sum over channels of a pixel; it does not change what the mean divides by.
+    Returns:
+        "valid": scalar, SUM over channels, mean over the pixels that are not 255; 0, with gradient 0, when there are none
+        (the released codes return NaN). "sum": over those pixels. "none": (B, H, W), exactly 0 where ignored.
+    Raises:
+        KitError: if labels are not the (B, H, W) of these logits.
+    """
+    check_pixels(logits, labels)
+    if reduction not in ("valid", "sum", "none"):
+        raise unknown("reduction", reduction, ("valid", "sum", "none"))
+    logits, ignored = _full(logits), labels == IGNORE
+    channel = labels.long().masked_fill(ignored, BACKGROUND).unsqueeze(1)
+    loss = _softplus(logits)  # as if no channel were labelled, then the labelled one is replaced, as in `masked_bce`
+    loss.scatter_(1, channel, _softplus(-logits.gather(1, channel)))
+    loss = loss.sum(dim=1).masked_fill(ignored, 0)
+    if weight is not None:
+        loss = loss * weight
+    return _mean_valid(loss, labels) if reduction == "valid" else loss.sum() if reduction == "sum" else loss
+
+
+def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 1.0, gamma: float = 0.0, reduction: str = "mean") -> Tensor:
+    """alpha * (1 - p)^gamma * cross-entropy, p the softmax of the labelled class (an option of the released IDEC code).
+
+    Args, errors: as `cross_entropy`, which it is for alpha 1 and gamma 0.
+    Returns:
+        "mean": scalar over ALL pixels, ignored ones included in the divisor. "sum": scalar. "none": (B, H, W), exactly 0
+        where ignored.
+    """
+    loss = cross_entropy(logits, labels, reduction="none")
+    if gamma:  # kept off 0, where the slope of x^gamma is infinite for gamma < 1
+        loss = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma * loss
+    loss = alpha * loss
+    return loss.sum() if reduction == "sum" else _reduce(loss, reduction)
 
 
 def unbiased_cross_entropy(logits: Tensor, labels: Tensor, *, known: slice, reduction: str = "mean") -> Tensor:
@@ -240,6 +284,11 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction not in ("mean", "none"):
         raise unknown("reduction", reduction, ("mean", "none"))
     return loss.mean() if reduction == "mean" else loss
+
+
+def _mean_valid(loss: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the pixels that are not ignored, where ``loss`` is 0; 0 when there are none."""
+    return loss.sum() / (labels != IGNORE).sum().clamp(min=1)
 
 
 def _by_class(loss: Tensor, reduction: str) -> Tensor:
