@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, ValidationError
@@ -104,6 +104,8 @@ class Method:
     """Families of `cisskit.models.FAMILIES` that its terms allow; the first is the paper's."""
     replay: ClassVar[Literal["pool", "half"]] = "pool"
     """How exemplars are trained with, see `Data.train`."""
+    modes: ClassVar[Mapping[str, str]] = {}
+    """Of a method with a field ``mode``: what each says about a number, in one sentence for notebooks and reports."""
     variants: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
     """Further names under which it runs: suffix -> title and fields, e.g. ``{"m": ("DKD-M", {"memory": 100})}`` is dkd-m."""
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -296,7 +298,7 @@ def methods_table() -> list[dict[str, str]]:
     for name in available():
         cls = method_class(name)
         own = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        year = re.search(r"\b(19|20)\d\d\b", cls.paper)
+        year = re.search(r"\b(19|20)\d\d\b", cls.paper.split("(")[0])  # not that of the code it follows
         table.append({
             "id": name,
             "name": cls.title,
@@ -304,7 +306,7 @@ def methods_table() -> list[dict[str, str]]:
             "paper": cls.paper,
             "architecture": ", ".join(cls.families),
             "memory": "optional" if "memory" in own else "all images" if cls.sees == "seen" else "none",
-            "modes": ", ".join(get_args(own["mode"].type)) if "mode" in own else "",
+            "modes": ", ".join(cls.modes),
             "variants": ", ".join(f"{name}-{suffix}" for suffix in cls.variants if suffix),
             "fields": ", ".join(f"{f.name}={f.default!r}" for f in own.values()),
         })  # fmt: skip

@@ -199,8 +199,8 @@ def entropy_thresholds(histogram: Tensor, n_all: int, *, base: float = 0.001, ru
         histogram: (O, 100), see `entropy_histogram`.
         base: least threshold, and that of classes that were never predicted.
         rule: "released": the code's search for the median, whose running sum grows by the bin's INDEX instead of its count.
-            A last bin that is empty gives infinity, so that every pixel passes, as released. "median": of the histogram,
-            linear inside a bin.
+            Where it ends at an empty bin it divides by zero, as released: infinity lets every pixel of the class pass, NaN
+            none. "median": of the histogram, linear inside a bin.
     """
     if rule not in ("released", "median"):
         raise unknown("threshold rule", rule, ("released", "median"))
@@ -208,14 +208,13 @@ def entropy_thresholds(histogram: Tensor, n_all: int, *, base: float = 0.001, ru
     half, index = counts.sum(dim=1, keepdim=True) / 2, torch.arange(BINS, device=counts.device)
     by_index, by_count = (index * (index - 1) / 2).expand_as(counts).double(), counts.cumsum(dim=1) - counts
     before = by_index if rule == "released" else by_count
-    stops = (before <= half) & (half <= before + counts) & ((counts > 0) | (rule == "released"))
+    stops = (before <= half) & (half <= before + counts)
     found = stops.any(dim=1)
     at = torch.where(found, stops.long().argmax(dim=1), BINS - 1).unsqueeze(1)
     passed = torch.where(found, before.gather(1, at).squeeze(1), BINS * (BINS - 1) / 2)  # no bin stops: the last was passed, too
     median = at.squeeze(1) / BINS + (half.squeeze(1) - passed) / counts.gather(1, at).squeeze(1) / BINS
-    seen = (half.squeeze(1) > 0) & ~median.isnan()
     thresholds = torch.full((n_all,), base, device=counts.device)
-    thresholds[: len(counts)] = torch.where(seen, median, base).clamp(min=base).float()
+    thresholds[: len(counts)] = torch.where(half.squeeze(1) > 0, median, base).clamp(min=base).float()  # NaN stays NaN
     return thresholds
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 from itertools import islice
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 import cisskit.data.toy
-from cisskit.data import Data, Source, Toy, label_table, open_source, renumber, select, select_test, shows, step_table
-from cisskit.data.transforms import normalise
+from cisskit.data import Data, Source, Toy, kept, label_table, open_source, renumber, select, select_test, shows, step_table
+from cisskit.data.transforms import crop_box, crop_resize, normalise, scale_crop
 from cisskit.errors import KitError
 from cisskit.scenario import CLASS_NAMES, Scenario
 
@@ -276,6 +277,125 @@ def test_memory_comes_on_top_and_is_marked(data):
         data.train(1, memory=["train-99999"])
 
 
+def outside(data, step, n):
+    """Names of n training images that do not belong to a step."""
+    return sorted(set(data.source.names("train")) - set(data.train(step).names))[:n]
+
+
+@pytest.mark.parametrize(("size", "n_memory"), [(8, 3), (8, 20), (5, 2), (500, 4), (1, 3)])
+def test_half_of_every_batch_is_replaced(toy, size, n_memory):
+    data = Data(Scenario.named("toy-5-2"), toy, batch_size=size, seed=3)
+    memory, plain = outside(data, 1, n_memory), data.train(1)
+    loader = data.train(1, memory=memory, replay="half")
+    assert loader.n_images == plain.n_images and loader.batches_per_epoch == plain.batches_per_epoch
+    places, replayed = set(), set()
+    for epoch in range(12):
+        for one, two in zip(loader.epoch(epoch), plain.epoch(epoch), strict=True):
+            marked, names = one.extra["from_memory"].tolist(), one.extra["names"]
+            assert len(names) == len(two.extra["names"]) and sum(marked) == len(names) // 2
+            for k, m in enumerate(marked):  # where nothing is replaced the batch is what it would have been
+                assert names[k] in memory if m else torch.equal(one.image[k], two.image[k])
+            chosen = [name for name, m in zip(names, marked, strict=True) if m]
+            assert max(map(chosen.count, chosen), default=0) <= -(-len(names) // n_memory)
+            places |= {k for k, m in enumerate(marked) if m}
+            replayed |= set(chosen)
+    if size > 1:  # of one image none is replaced
+        assert replayed == set(memory) and places == set(range(min(size, loader.n_images)))
+
+
+def test_exemplars_of_a_half_batch_show_all_classes_seen_and_the_others_their_step(data, toy):
+    loader = data.train(1, memory=outside(data, 1, 6), replay="half", extras=["truth"])
+    old = 0
+    for batch in loader.epoch(0):
+        truth = batch.extra["truth"]
+        seen = torch.where((truth > 0) & (truth <= 7), truth, 0)
+        told = torch.where(truth > 5, seen, 0)
+        marked = batch.extra["from_memory"].view(-1, 1, 1)
+        assert torch.equal(batch.label, torch.where(marked, seen, told))
+        old += int(((batch.label >= 1) & (batch.label <= 5)).sum())
+        assert truth.max() <= 9
+    assert old > 0
+
+
+def test_exemplars_are_cropped_and_mirrored_like_the_others(toy):
+    data = Data(Scenario.named("toy-5-2"), toy, crop=40, augment="scale", batch_size=8, seed=3)
+    memory = outside(data, 1, 4)
+    loader = data.train(1, memory=memory, replay="half")
+    plan, turned = loader.plan(2), set()
+    batch = next(loader.epoch(2))
+    for k in range(8):
+        name, flipped = batch.extra["names"][k], bool(plan.flips[k])
+        image, label = toy.pair("train", toy.position("train", name))
+        image, label = scale_crop(image, label, 40, random.Random(int(plan.seeds[k])))
+        table = step_table(data.scenario, 1, "train_seen" if batch.extra["from_memory"][k] else "train")
+        image, label = normalise(image, toy.mean, toy.std), renumber(label, table).long()
+        assert torch.equal(batch.image[k], image.flip(-1) if flipped else image)
+        assert torch.equal(batch.label[k], label.flip(-1) if flipped else label)
+        turned |= {flipped} if name in memory else set()
+    assert turned == {True, False}
+
+
+def test_half_replay_is_reproducible_and_a_resumed_epoch_sees_it(toy):
+    scenario = Scenario.named("toy-5-2")
+    through, resumed, helped = (
+        Data(scenario, toy, crop=32, batch_size=6, seed=5, workers=w).train(1, memory=toy.names("train")[:3], replay="half")
+        for w in (0, 0, 2)
+    )
+    for epoch in range(2):
+        list(through.epoch(epoch))
+    list(islice(resumed.epoch(0), 1))
+    for one, two, three in zip(through.epoch(2), resumed.epoch(2), helped.epoch(2), strict=True):
+        same(one, two)
+        same(one, three)
+    helped.close()
+    assert not np.array_equal(through.plan(0).order >= through.n_step, through.plan(1).order >= through.n_step)
+
+
+def test_half_replay_without_memory_changes_nothing(data):
+    for one, two in zip(data.train(1, replay="half").epoch(0), data.train(1).epoch(0), strict=True):
+        same(one, two)
+    with pytest.raises(KitError, match="unknown kind of replay 'halve'. Did you mean 'half'"):
+        data.train(1, replay="halve")
+
+
+@pytest.mark.parametrize("augment", ["area", "scale", "shorter_scale"])
+def test_every_way_to_crop(toy, augment):
+    scenario = Scenario.named("toy-5-2")
+    loader, helped = (Data(scenario, toy, crop=40, augment=augment, batch_size=8, workers=w).train(0) for w in (0, 2))
+    plan, batch = loader.plan(1), next(loader.epoch(1))
+    same(batch, next(helped.epoch(1)))
+    helped.close()
+    for k, name in enumerate(batch.extra["names"]):
+        image, label = toy.pair("train", toy.position("train", name))
+        rng = random.Random(int(plan.seeds[k]))
+        if augment == "area":
+            image, label = crop_resize(image, label, crop_box(64, 64, rng), 40)
+        else:
+            image, label = scale_crop(image, label, 40, rng, shorter=augment == "shorter_scale")
+        turn = bool(plan.flips[k])
+        image, label = normalise(image, toy.mean, toy.std), renumber(label, step_table(scenario, 0, "train")).long()
+        assert torch.equal(batch.image[k], image.flip(-1) if turn else image)
+        assert torch.equal(batch.label[k], label.flip(-1) if turn else label)
+
+
+def test_kept_rounds_halves_to_the_even_number():
+    assert [kept(n, 0.5) for n in (299, 301, 487, 500)] == [150, 150, 244, 250]
+    assert [kept(2145, ratio) for ratio in (1.0, 0.5, 0.25, 0.1)] == [2145, 1072, 536, 214]
+    assert kept(3, 0.1) == 0
+
+
+def test_ratio_keeps_the_first_images_of_later_steps(data, toy):
+    limited = Data(data.scenario, toy, batch_size=8, seed=3, ratio=0.3)
+    for step in range(3):
+        whole, few = data.members(step).tolist(), limited.members(step).tolist()
+        assert few == (whole[: round(0.3 * len(whole))] if step else whole)
+        assert limited.train(step).n_images == len(few)
+        assert limited.members(step, "seen").tolist() == data.members(step, "seen").tolist()  # the upper bound sees all
+    tiny = Data(data.scenario, toy, ratio=1e-9)
+    assert [len(tiny.members(step)) for step in (1, 2)] == [1, 1]  # never none
+    assert sum(len(b.image) for b in limited.test(2)) == len(toy.names("test"))
+
+
 def test_seen_keeps_old_images_and_labels(data):
     loader = data.train(1, sees="seen")
     assert set(loader.names) == set(data.train(0).names) | set(data.train(1).names)
@@ -332,7 +452,10 @@ def test_description_is_json_and_decides(data, toy):
     assert said["images_per_step"] == [len(data.members(t)) for t in range(3)] and said["test_images"] == 22
     assert said["source"] == {"seed": 0, "size": 64, "domain": "day", "counts": SMALL}
     assert said == Data(data.scenario, Toy(**SMALL), batch_size=8, seed=3, workers=2).describe()  # workers decide nothing
-    for other in ({"crop": 32}, {"eval_size": "crop32"}, {"seed": 4}, {"batch_size": 4}):
+    assert said["augment"] == "area" and said["ratio"] == 1
+    for other in (
+        {"crop": 32}, {"eval_size": "crop32"}, {"seed": 4}, {"batch_size": 4}, {"augment": "scale"}, {"ratio": 0.5},
+    ):  # fmt: skip
         assert said != Data(data.scenario, toy, **{"batch_size": 8, "seed": 3} | other).describe()
     assert said["fingerprint"] != Data(data.scenario, Toy(**SMALL, seed=1)).describe()["fingerprint"]
 
@@ -382,7 +505,8 @@ def _blank(count):
     ("options", "words"),
     [
         ({"crop": 0}, "crop=0"), ({"batch_size": 0}, "batch_size=0"), ({"workers": -1}, "workers=-1"), ({"seed": -1}, "seed=-1"),
-        ({"crop": 22.5}, "whole number"), ({"eval_size": "512"}, "crop512"),
+        ({"crop": 22.5}, "whole number"), ({"eval_size": "512"}, "crop512"), ({"augment": "scales"}, "Did you mean 'scale'"),
+        ({"ratio": 0}, "ratio=0 is the share"), ({"ratio": 1.5}, "at most 1"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(toy, options, words):

@@ -63,7 +63,7 @@ def test_output_stride_is_sixteen(backbone):
     assert [features[f"layer{i}"].shape[2:] for i in (1, 4)] == [torch.Size([16, 24]), torch.Size([4, 6])]
 
 
-def test_logits_are_formed_once_and_only_when_read():
+def test_logits_are_formed_once_and_only_whenread_state():
     model = create("toy")
     model.add_head(2)
     output = model(torch.randn(1, 3, 32, 32))

@@ -8,7 +8,7 @@ import papermill
 import pytest
 
 from cisskit.errors import KitError
-from cisskit.pipeline import NOTEBOOKS, execute, make_report
+from cisskit.pipeline import NOTEBOOKS, execute, make_report, method_notebook
 from cisskit.runs import find_runs
 from cisskit.train import begin, evaluate, fit
 
@@ -124,18 +124,21 @@ def trained(root: Path, method: str, steps: int, **more) -> None:
         evaluate(ctx)
 
 
-@pytest.mark.parametrize(
-    ("method", "step"), [("ft", 0), ("mib", 1), ("joint", 1), ("dkd", 0), ("dkd", 1)], ids=lambda value: str(value)
-)
+PICTURES = {
+    ("ft", 0): 5, ("mib", 1): 5, ("joint", 1): 5, ("plop", 1): 5, ("ssul-m", 1): 5, ("dkd", 0): 6, ("dkd", 1): 6,
+    ("mbs", 0): 7, ("mbs", 1): 10, ("amis", 0): 9, ("amis", 1): 11,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "step"), PICTURES, ids=lambda value: str(value))
 def test_method_notebook(method, step, tmp_path, inline):
-    more = {"overrides": {"epochs": 1, "memory": 6}} if method == "dkd" else {}
+    more = {"overrides": {"epochs": 1, "memory": 6}} if method in ("dkd", "ssul-m") else {}
     trained(tmp_path, method, step, **more)
-    name = method if method == "dkd" else "baseline"
     out = tmp_path / "notebook.ipynb"
-    execute(NOTEBOOKS / "methods" / f"{name}.ipynb", {"method": method, "step": step, "runs": str(tmp_path), **TINY, **more}, out)
+    execute(method_notebook(method), {"method": method, "step": step, "runs": str(tmp_path), **TINY, **more}, out)
     run = next(run for run in find_runs(tmp_path) if run.step == step)
     assert run.done and run.settings["method"] == method
-    assert pictures(out) == (6 if method == "dkd" else 5)
+    assert pictures(out) == PICTURES[method, step]
     text = outputs(out)
     assert str(run.folder) in text and "shape" in text and "model.safetensors" in text
     if (method, step) == ("dkd", 1):

@@ -62,11 +62,10 @@ def test_selective_labels_under_sigmoid():
 
 
 def test_the_threshold_belongs_to_the_sure():
-    scores = torch.zeros(1, 2, 1, 1)  # 1/2 each: the lowest of equals is the background
-    scores[:, 1] = 1e-6
+    scores = torch.tensor([-3.0, 0, -3]).view(1, 3, 1, 1)  # sigmoid(0) is 1/2 exactly
     untold = torch.zeros(1, 1, 1, dtype=torch.long)
-    assert selective(untold, scores.double(), threshold=0.5).item() == 1
-    assert selective(untold, scores.double(), threshold=0.51).item() == 255
+    assert selective(untold, scores, activation="sigmoid", threshold=0.5).item() == 1
+    assert selective(untold, scores, activation="sigmoid", threshold=0.51).item() == 255
 
 
 # --- reliability ---

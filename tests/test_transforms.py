@@ -5,7 +5,18 @@ import random
 import pytest
 import torch
 
-from cisskit.data.transforms import crop_box, crop_resize, evaluation_crop, evaluation_side, flip, normalise
+from cisskit.data.transforms import (
+    crop_box,
+    crop_resize,
+    evaluation_crop,
+    evaluation_side,
+    flip,
+    merge_windows,
+    normalise,
+    padded_crop,
+    scale_crop,
+    windows,
+)
 from cisskit.errors import KitError
 
 
@@ -51,6 +62,133 @@ def test_images_are_bilinear():  # half-pixel centres: 0 and 100 at twice the wi
     image = torch.tensor([0, 100], dtype=torch.uint8).expand(3, 2, 2)
     out, _ = crop_resize(image, torch.zeros(2, 2, dtype=torch.uint8), (0, 0, 2, 2), 4)
     assert out[0].tolist() == [[0, 25, 75, 100]] * 4
+
+
+def test_padded_crop_cuts_where_the_draws_say():
+    image, label = picture(20, 30)
+    rng = random.Random(4)
+    top, left = rng.randint(0, 20 - 8), rng.randint(0, 30 - 8)  # row first
+    out, out_label = padded_crop(image, label, 8, random.Random(4))
+    assert out[0, :, 0].tolist() == list(range(top, top + 8)) and out[1, 0].tolist() == list(range(left, left + 8))
+    assert torch.equal(out_label, label[top : top + 8, left : left + 8])
+
+
+def test_padding_goes_all_around_and_is_background():
+    image, label = torch.full((3, 6, 5), 9, dtype=torch.uint8), torch.full((6, 5), 7, dtype=torch.uint8)
+    rng = random.Random(0)  # 3 columns are missing: 2 on all four sides make 10 x 9, high enough
+    top, left = rng.randint(0, 10 - 8), rng.randint(0, 9 - 8)
+    out, out_label = padded_crop(image, label, 8, random.Random(0))
+    padded = torch.zeros(10, 9, dtype=torch.uint8)
+    padded[2:8, 2:7] = 7
+    assert torch.equal(out_label, padded[top : top + 8, left : left + 8])
+    assert torch.equal(out[1] > 0, out_label > 0) and set(out.unique().tolist()) == {0, 9}
+
+
+def test_a_low_map_is_padded_after_a_narrow_one():
+    label = torch.full((1, 7), 7, dtype=torch.uint8)  # 1 column missing: 3 x 9; then 5 rows: 3 more around, 9 x 15
+    rng = random.Random(2)
+    top, left = rng.randint(0, 9 - 8), rng.randint(0, 15 - 8)
+    _, out = padded_crop(label.expand(3, 1, 7), label, 8, random.Random(2))
+    padded = torch.zeros(9, 15, dtype=torch.uint8)
+    padded[4, 4:11] = 7
+    assert torch.equal(out, padded[top : top + 8, left : left + 8])
+
+
+def test_nothing_is_drawn_when_there_is_no_choice():
+    image, label = picture(8, 8)
+    rng = random.Random(0)
+    out, out_label = padded_crop(image, label, 8, rng)
+    assert torch.equal(out, image) and torch.equal(out_label, label)
+    assert rng.random() == random.Random(0).random()
+
+
+def test_scale_crop_is_one_factor_then_a_cut():
+    image, label = picture(20, 30)
+    for seed in range(20):
+        rng = random.Random(seed)
+        factor = rng.uniform(0.5, 2.0)
+        height, width = int(20 * factor), int(30 * factor)
+        out, out_label = scale_crop(image, label, 16, random.Random(seed))
+        assert out.shape == (3, 16, 16) and out_label.shape == (16, 16) and out.dtype == out_label.dtype == torch.uint8
+        if height >= 16:  # wide enough, too: no padding, and a ramp whose slope is 1 / factor
+            top, left = rng.randint(0, height - 16), rng.randint(0, width - 16)
+            rows = [(top + k + 0.5) * 20 / height - 0.5 for k in range(16)]
+            columns = [(left + k + 0.5) * 30 / width - 0.5 for k in range(16)]
+            assert out[0, :, 0].tolist() == pytest.approx([min(max(r, 0), 19) for r in rows], abs=1.01)
+            assert out[1, 0].tolist() == pytest.approx([min(max(c, 0), 29) for c in columns], abs=1.01)
+
+
+def test_scale_crop_without_scaling_is_the_padded_crop():
+    image, label = picture(20, 30)
+    rng, plain = random.Random(5), random.Random(5)
+    plain.uniform(1, 1)
+    for one, two in zip(scale_crop(image, label, 24, rng, scale=(1, 1)), padded_crop(image, label, 24, plain), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"), [((20, 30), (10, 15)), ((30, 20), (15, 10)), ((20, 20), (10, 10)), ((3, 7), (10, 23))]
+)
+def test_scale_crop_may_resize_the_shorter_side_first(size, resized):
+    image, label = picture(*size)
+    out, out_label = scale_crop(image, label, 10, random.Random(1), scale=(1, 1), shorter=True)
+    rng = random.Random(1)
+    rng.uniform(1, 1)
+    top = left = 0
+    if resized != (10, 10):
+        top, left = rng.randint(0, resized[0] - 10), rng.randint(0, resized[1] - 10)
+    scale = size[0] / resized[0], size[1] / resized[1]
+    rows = [min(max((top + k + 0.5) * scale[0] - 0.5, 0), size[0] - 1) for k in range(10)]
+    columns = [min(max((left + k + 0.5) * scale[1] - 0.5, 0), size[1] - 1) for k in range(10)]
+    assert out[0, :, 0].tolist() == pytest.approx(rows, abs=1.01) and out[1, 0].tolist() == pytest.approx(columns, abs=1.01)
+    assert out_label.shape == (10, 10) and set(out_label.unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_a_side_that_scales_to_a_whole_number_is_not_cut_down():  # 49 / 11 * 22 = 97.99..
+    asked = []
+
+    class Draws(random.Random):
+        def randint(self, low, high):
+            asked.append(high)
+            return super().randint(low, high)
+
+    for least in range(3, 60):
+        scale_crop(*picture(least, 2 * least), 49, Draws(0), scale=(1, 1), shorter=True)
+    assert asked[::2] == [0] * 57 and asked[1::2] == [2 * 49 - 49] * 57
+
+
+def test_labels_of_a_scale_crop_are_never_mixed():
+    label = (20 * torch.randint(0, 2, (30, 40), generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    label[label == 0] = 255
+    for seed in range(10):
+        _, out = scale_crop(label.expand(3, 30, 40), label, 32, random.Random(seed))
+        assert set(out.unique().tolist()) <= {0, 20, 255}
+
+
+def test_windows_by_hand():
+    assert windows(5, 9, 4, 3) == [(0, 0), (0, 3), (0, 5), (1, 0), (1, 3), (1, 5)]
+    assert windows(4, 8, 4, 4) == [(0, 0), (0, 4)] and windows(4, 4, 4, 1) == [(0, 0)]
+    for size, stride in ((6, 1), (4, 0)):
+        with pytest.raises(KitError, match="9 x 5 pixels holds no window"):
+            windows(5, 9, size, stride)
+
+
+def test_merged_windows_are_means_where_they_overlap():
+    at = windows(2, 3, 2, 1)  # columns 0-1 and 1-2
+    logits = torch.zeros(2, 2, 2, 2)
+    logits[0, 0], logits[1, 0] = 1.0, 3.0
+    out = merge_windows(logits, at, (2, 3), (2, 3))
+    assert out[0, 0].tolist() == pytest.approx(torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist())
+    assert torch.allclose(out.sum(dim=0), torch.ones(2, 3))
+    wide = merge_windows(logits, at, (2, 3), (4, 6))  # logits are bilinear, not probabilities: 1, 1.25, 1.75, ..
+    assert wide[0, 0].tolist() == pytest.approx(torch.tensor([1.0, 1.25, 1.75, 2.25, 2.75, 3.0]).sigmoid().tolist())
+
+
+def test_windows_of_a_whole_prediction_give_it_back():
+    z = torch.randn(1, 3, 11, 14, generator=torch.Generator().manual_seed(0))
+    at = windows(11, 14, 5, 3)
+    parts = torch.cat([z[:, :, top : top + 5, left : left + 5] for top, left in at])
+    torch.testing.assert_close(merge_windows(parts, at, (11, 14), (11, 14)), z[0].softmax(dim=0))
 
 
 def test_evaluation_crop_is_the_centre():

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -385,17 +385,17 @@ class TrainLoader:
 
     def _replace_half(self, order: NDArray[np.int64], rng: np.random.RandomState) -> None:
         """Put exemplars at a random half of the positions of every batch; a short memory is repeated to fill a batch."""
-        repeats = -(-self.batch_size // self.n_memory)
-        memory = self.n_step + np.tile(np.arange(self.n_memory), repeats)
+        memory = self.n_step + np.arange(self.n_memory)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             at = rng.permutation(len(batch))[: len(batch) // 2]
-            batch[at] = rng.permutation(memory)[at]
+            batch[at] = rng.permutation(np.tile(memory, -(-len(batch) // self.n_memory)))[at]
 
     def epoch(self, epoch: int, device: torch.device | str = "cpu", *, whole: bool = False) -> Iterator[Batch]:
         """The batches of an epoch, on ``device``; pixels travel there as uint8 and are finished there.
 
-        whole: also the last, incomplete batch, which training drops: every image once, for statistics.
+        whole: also the last, incomplete batch, which training drops: every image once, for statistics (with replay "half",
+        those whose places no exemplar takes).
         Only one epoch of a loader runs at a time: starting another ends the first.
         """
         device = torch.device(device)
@@ -449,6 +449,8 @@ class Data:
         for name, value, least in (("crop", crop, 1), ("batch_size", batch_size, 1), ("workers", workers, 0), ("seed", seed, 0)):
             if value is not None and not (isinstance(value, int) and least <= value < 2**32):
                 raise KitError(f"{name}={value!r} must be a whole number, {least} or more.")
+        if augment not in get_args(Augment):
+            raise unknown("way to find a training crop:", augment, get_args(Augment))
         if not 0 < ratio <= 1:
             raise KitError(f"ratio={ratio!r} is the share of a step's images that are kept: choose a number above 0, at most 1.")
         self.scenario, self.source = scenario, source
@@ -475,6 +477,8 @@ class Data:
         and it shows all classes seen so far (SSUL-M).
         Raises `KitError` for a step without images, an unknown name, and images of several sizes without a crop.
         """
+        if replay not in get_args(Replay):
+            raise unknown("kind of replay", replay, get_args(Replay))
         replayed = [self.source.position("train", name) for name in memory]
         indices = np.concatenate([self.members(step, sees), np.array(replayed, dtype=np.int64)])
         if self.crop is None:

@@ -81,9 +81,8 @@ def scale_crop(
         uint8 (3, size, size) and (size, size).
     """
     if shorter:
-        height, width = label.shape
-        factor = size / min(height, width)
-        height, width = (size if side == min(height, width) else int(factor * side) for side in (height, width))
+        least = min(label.shape)
+        height, width = (int(size * side / least) for side in label.shape)  # divided last: whole sides stay whole
         image, label = _resize_image(image, height, width), _resize_label(label, height, width)
     factor = rng.uniform(*scale)
     height, width = (max(1, int(factor * side)) for side in label.shape)

@@ -13,7 +13,7 @@ orthogonal term and that pooled term together; there is no explicit term for bou
 
 Follows the released arithmetic; every repair is a switch.
 - [released] L_al is PLOP's routine for a list of layers, given one tensor: the batch plays the layers, hence f_b of the last
-  image (``al_last_factor``; 0.01 repairs it) and the doubled entries. It is far smaller than the other terms.
+  image (``al_last_factor``; 0.01 repairs it) and the doubled entries. It pulls least of all terms.
 - [released] L_ocl sums over the batch although tokens know no images. Here B is a field (``ocl_batch_factor``, 8 on VOC, 2 on
   ADE20K) and not the batch at hand [repaired]; ``ocl_reduction = "mean"`` leaves B out.
 - [released, dormant] ``amd_mode = "pooled"`` pools the patches with the same routine, a switch that the release leaves off;

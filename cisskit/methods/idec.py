@@ -72,6 +72,10 @@ class IDEC(Method):
     paper = "Inherit with Distillation and Evolve with Contrast, TPAMI 2023"
     recipes = {"voc": VOC}
     families = ("cnn",)
+    modes = {
+        "released": "after step 0 the network is frozen and three heads learn; distillation and contrast are only logged",
+        "described": "the network trains and all terms act; no published number is known to come from this mode",
+    }
     variants = {"": ("IDEC (released)", {}), "described": ("IDEC (described)", {"mode": "described"})}
     ablations = {
         "no-saliency": {"saliency": False},

@@ -72,9 +72,16 @@ class LAG(Method):
     prototypes: bool = True  # described mode only: the released fragments do not run
 
     title = "LAG"
-    paper = "Learning at a Glance: Interpretable Data-Limited Continual Semantic Segmentation, TPAMI 2024"
+    paper = (
+        "Learning at a Glance: Towards Interpretable Data-Limited Continual Semantic Segmentation via Semantic-Invariance "
+        "Modelling, TPAMI 2024"
+    )
     recipes = {"voc": VOC}
     families = ("cnn",)
+    modes = {
+        "released": "after step 0 the network is frozen and three heads learn; distillation and contrast are only logged",
+        "described": "the network trains and all terms act; no published number is known to come from this mode",
+    }
     variants = {"": ("LAG (released)", {}), "described": ("LAG (described)", {"mode": "described"})}
     ablations = {
         "no-saliency": {"saliency": False},

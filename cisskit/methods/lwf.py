@@ -30,6 +30,7 @@ class LwF(Method):
     title = "LwF"
     paper = "Learning without Forgetting, ECCV 2016 (as in MiB's code, CVPR 2020)"
     recipes = {"voc": VOC}
+    ablations = {"kd-10": {"lambda_kd": 10.0}, "kd-1": {"lambda_kd": 1.0}}
     variants = {"mc": ("LwF-MC", {"loss": "sigmoid"})}
 
     def losses(self, batch, student, teacher, ctx):

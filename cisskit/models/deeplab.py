@@ -133,7 +133,7 @@ def deeplab(backbone: str, weights: str | None = "imagenet", *, conv_heads: bool
     net = get_model(backbone, weights=None, **dilate)
     if weights:
         try:
-            net.load_state_dict(_imagenet(backbone) if weights == "imagenet" else _read(Path(weights)))
+            net.load_state_dict(imagenet_state(backbone) if weights == "imagenet" else read_state(Path(weights)))
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise KitError(f"{weights}: these are not the weights of torchvision's {backbone}: {' '.join(lines[:3])}") from error
@@ -149,7 +149,8 @@ def deeplab(backbone: str, weights: str | None = "imagenet", *, conv_heads: bool
     return Model(trunk, decoder, 256, conv_head if conv_heads else linear_head)
 
 
-def _imagenet(backbone: str) -> dict[str, Tensor]:
+def imagenet_state(backbone: str) -> dict[str, Tensor]:
+    """torchvision's first ImageNet weights of a network, downloaded. Raises `KitError` with the file to fetch by hand."""
     enum = get_model_weights(backbone)["IMAGENET1K_V1"]
     try:
         return enum.get_state_dict(progress=False, check_hash=True)
@@ -162,7 +163,8 @@ def _imagenet(backbone: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file, no pickled code. Raises `KitError` when it is missing or damaged."""
     if not path.is_file():
         raise KitError(f"no weights at {path}. Pass the path of a state-dict file, 'imagenet', or 'none' for random weights.")
     try:

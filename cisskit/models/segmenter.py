@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 
 from cisskit.errors import KitError
 from cisskit.models.base import HeadInit, Model, Output
-from cisskit.models.deeplab import _imagenet, _read
+from cisskit.models.deeplab import imagenet_state, read_state
 from cisskit.models.toy import STAGE_CHANNELS, ToyBackbone
 
 EPS = 1e-5
@@ -224,6 +224,7 @@ class Segmenter(Model):
         super().__init__(encoder, decoder, decoder.dim, TokenHead)
 
     def add_head(self, classes: int, *, init: HeadInit | None = None, detached: bool = False, unknown: bool = False) -> nn.Module:
+        """As in `Model`. Raises `KitError` for a detached or unknown head."""
         if detached or unknown:
             raise KitError(
                 "class tokens shape the features of all patches, so a Segmenter has no detached and no unknown head. Use a CNN."
@@ -373,9 +374,9 @@ def segmenter(weights: str | None = "imagenet", *, decoder_blocks: int = 2, glob
     """
     state = None
     if weights == "imagenet":
-        state = _imagenet("vit_b_16")
+        state = imagenet_state("vit_b_16")
     elif weights and not weights.endswith(".npz"):
-        state = _read(Path(weights))
+        state = read_state(Path(weights))
     encoder = Encoder(patch=16, grid=(32, 32), dim=768, depth=12, heads=12, hidden=3072)
     if state is not None:
         load_torchvision(encoder, state, where=str(weights))

@@ -199,13 +199,15 @@ def protocol(runs: Sequence[Run]) -> str:
     without = (run.settings for run in runs if run.settings["fields"].get("saliency") and not run.settings["extras"])
     blind = sorted({method_title(each["method"]) for each in without})
     maps = f" There are no saliency maps: all unlabelled pixels are unknown to {', '.join(blind)}." if blind else ""
+    used = {method_title(r.settings["method"]): (r.settings["method"], r.settings["fields"].get("mode")) for r in runs}
+    modes = "".join(f" {title}: {method_class(name).modes[mode]}." for title, (name, mode) in sorted(used.items()) if mode)
     old, new, everything = (_classes(last, ("miou", part)) for part in ("old", "new", "all"))
     return (
         f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}. "
         f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}, one confusion matrix over all of them. "
         f"Pixels of classes that have not arrived: {future} (future_as = {metrics['future_as']}); IoU of a class that is neither "
         f"there nor predicted: {metrics['absent']}. Old [{old}] are the base classes, new [{new}] all later ones; "
-        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}.{maps}"
+        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}.{maps}{modes}"
     )
 
 

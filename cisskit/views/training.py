@@ -28,7 +28,9 @@ def term_table(terms: Mapping[str, Tensor]) -> pd.DataFrame:
     """Loss terms of one batch as `Method.losses` returns them: value, and share of the sum in percent."""
     values = {name: float(term) for name, term in terms.items()}
     total = sum(values.values())
-    rows = [{"term": name, "value": round(v, 4), "share of the sum %": round(100 * v / total, 1)} for name, v in values.items()]
+    rows = [
+        {"term": name, "value": float(f"{v:.4g}"), "share of the sum %": round(100 * v / total, 1)} for name, v in values.items()
+    ]
     return pd.DataFrame([*rows, {"term": "sum", "value": round(total, 4), "share of the sum %": 100.0}])
 
 

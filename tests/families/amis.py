@@ -5,20 +5,9 @@ from typing import Any
 
 import torch
 
-from cisskit.losses.pixels import cross_entropy
-from cisskit.losses.tokens import (
-    label_guided_distillation,
-    orthogonality,
-    pooled_embeddings,
-    pooled_patches,
-    pooled_statistics,
-    reliability,
-    reliable_patches,
-    token_cosine,
-)
+from cisskit.losses.tokens import pooled_embeddings, pooled_patches, pooled_statistics, reliability, token_cosine
 from cisskit.models.segmenter import Block
-from cisskit.pseudo import selective
-from families.mbs import block_names, decoder, expect, fill, gradients, maps, model_of
+from families.mbs import block_names, decoder, expect, fill, gradients, iteration, maps
 from families.pieces import Arrays, Outputs, grads
 
 
@@ -69,36 +58,23 @@ def gab_block(meta: Any, a: Arrays) -> Outputs:
 
 
 def step_loss(meta: Any, a: Arrays) -> Outputs:
-    args = meta["args"]
-    model, old_model = model_of(meta, a, "w::"), model_of(meta, a, "tw::")
+    from cisskit.methods.amis import AMIS
+
     a.unused(*(name for name in a if "w::encoder." in name and ".attn.norm." in name))  # norms that the release never applies
-    image, labels = a.tensor("image"), a.tensor("labels_gt")
-    student, teacher = model(image), old_model(image)
-    n_old = sum(args["n_cls"][:-1])
-    expect(meta, target_cls=list(range(n_old, sum(args["n_cls"]))))
-    y = selective(labels, teacher.logits, threshold=args["pseudo_thresh"])
-    r = reliability(teacher.scores, y)
-    ce = cross_entropy(student.logits, y, reduction="valid")
-    amd = reliable_patches(student.features["decoder"], teacher.features["decoder"], r)
-    al = pooled_embeddings(student.features["classes"], teacher.features["classes"])
-    cosine = len(labels) * token_cosine(model.class_rows(), old_model.class_rows())
-    od = label_guided_distillation(student.logits, teacher.logits, labels)
-    turned = orthogonality(model.class_rows(), new=slice(n_old, None))
-    bcs = args["distill_lambda"] * od + turned + al
-    total = ce + bcs + cosine + amd
+    args, (model, batch, student, teacher, ctx) = meta["args"], iteration(meta, a)
+    options: Any = {"tau": args["pseudo_thresh"], "ocl_batch_factor": len(batch.label)}
+    plain = AMIS(lambda_od=1, **options).losses(batch, student, teacher, ctx)
+    method = AMIS(lambda_od=args["distill_lambda"], **options)
+    terms = method.losses(batch, student, teacher, ctx)
+    total, y = torch.stack(list(terms.values())).sum(), method.targets(batch, teacher, ctx)
     return {
         "labels_used": y,
         "logits": student.logits,
         "logits_prev": teacher.logits,
-        "loss_ce": ce,
-        "loss_amd": amd,
-        "loss_al": al,
-        "loss_ocl": cosine,
-        "loss_od": od,
-        "loss_ortho": turned,
-        "loss_bcs": bcs,
+        "scoremap": reliability(teacher.scores, y).flatten(1),
+        **{f"loss_{name}": plain[name] for name in ("ce", "amd", "al", "ocl", "od", "ortho")},
+        "loss_bcs": terms["od"] + terms["ortho"] + terms["al"],
         "loss_total": total,
-        "scoremap": r.flatten(1),
     } | gradients(total, model)
 
 
@@ -110,7 +86,7 @@ FAMILIES: dict[str, Callable[[Any, Arrays], Outputs]] = {
     "amis/ocl": ocl,
     "amis/step_loss_amis": step_loss,
 }
-TOLERANCES: dict[str, float | tuple[float, float]] = {
+TOLERANCES: dict[str, float] = {
     "amis/decoder_gab": 1e-4,
     "amis/gab_block": 1e-5,
     "amis/step_loss_amis": 2e-4,

@@ -135,4 +135,4 @@ FAMILIES: dict[str, Callable[[Any, Arrays], Outputs]] = {
     "idec/predict": predict,
     "idec/pseudo": pseudo,
 }
-TOLERANCES: dict[str, float | tuple[float, float]] = {}
+TOLERANCES: dict[str, float] = {}

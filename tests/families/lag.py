@@ -96,4 +96,4 @@ FAMILIES: dict[str, Callable[[Any, Arrays], Outputs]] = {
     "lag/total": total,
     "lag/upseudo": upseudo,
 }
-TOLERANCES: dict[str, float | tuple[float, float]] = {}
+TOLERANCES: dict[str, float] = {}
