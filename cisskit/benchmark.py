@@ -165,9 +165,10 @@ by SSUL, IDEC and LAG, are perfect here and show every object, also those of lat
 that is worth. Weights are random at the start: there is nothing to pretrain on. Methods on different networks are not comparable
 with each other: compare inside a network."""
 
-ON_LWF = """"Clearly" is by more than three points and three standard deviations. LwF is hard to beat here: its published weight of 100 is
-divided by the number of old channels, and with 6 to 9 of them instead of VOC's 16 to 20 distillation outweighs cross-entropy more
-than ten times. The rows `lwf-kd-10` and `lwf-kd-1` below show the same method with less of it."""
+ON_LWF = """\
+"Clearly" is by more than three points and three standard deviations. LwF is hard to beat here: its published weight of 100
+is divided by the number of old channels, and with 6 to 9 of them instead of VOC's 16 to 20 distillation outweighs cross-
+entropy more than ten times. The rows `lwf-kd-10` and `lwf-kd-1` below show the same method with less of it."""
 
 ABLATION_TEXT = """One switch at a time on {scenario}, everything else as above. One seed says little about a
 difference of a point or two; the standard deviations of the tables above say how much."""
