@@ -16,7 +16,8 @@ Follows the released code. Where it differs from the paper, and what is ours:
   released rule for ADE20K). The scenes' maps are perfect: they show every object, also those of later steps.
 - Exemplars carry the labels of all classes seen. The released code forgets to shift them by one, so each lands one channel too
   low (``memory_labels = "released"``); by default they are shifted.
-- Exemplars are chosen from training crops, not from centre crops; the draw ends when candidates run out (released: never).
+- Exemplars are drawn afresh for every batch (kit's own reading) and chosen from training crops, not from centre crops; the
+  choice ends when candidates run out (released: never).
 - The last weights are kept; the released code keeps those that are best on the new classes of the TEST images.
 """
 

@@ -51,6 +51,10 @@ class AnyScenario(Scenario):
     def classes(self) -> tuple[str, ...]:
         return ("background", *map(str, self.order))
 
+    @property
+    def name(self) -> str:
+        return self.dataset
+
 
 def steps_of(task_classes: Sequence[int]) -> tuple[Step, ...]:
     sizes = [int(n) for n in task_classes]
