@@ -55,7 +55,7 @@ def test_the_notebooks_are_there():
         "00_start_here.ipynb",
         "report.ipynb",
         "methods/baseline.ipynb",
-        "methods/dkd.ipynb",
+        *(f"methods/{name}.ipynb" for name in ("dkd", "idec", "lag", "mbs", "amis")),
     }
 
 
@@ -126,6 +126,7 @@ def trained(root: Path, method: str, steps: int, **more) -> None:
 
 PICTURES = {
     ("ft", 0): 5, ("mib", 1): 5, ("joint", 1): 5, ("plop", 1): 5, ("ssul-m", 1): 5, ("dkd", 0): 6, ("dkd", 1): 6,
+    ("idec", 0): 6, ("idec", 1): 9, ("idec-described", 1): 9, ("lag", 0): 5, ("lag", 1): 10, ("lag-described", 1): 11,
     ("mbs", 0): 7, ("mbs", 1): 10, ("amis", 0): 9, ("amis", 1): 11,
 }  # fmt: skip
 

@@ -6,6 +6,9 @@
     training    loss curves and the terms of one batch
     masks       pictures with labels: what a step is told, what a teacher says, what a model makes of it
     reasoning   DKD's evidence for and against a class
+    regions     IDEC: what becomes of each pixel, thresholds, regions in feature space; what a mode trains
+    invariance  LAG: semantic-invariant and sample-specific channels, what an uncertainty rule accepts, prototypes
+    tokens      MBS and AMIS: ignored pixels, trusted patches, angles of class tokens, who reads the global token
     report      the sections of notebooks/report.ipynb, the page around them, the picture of the README
 
 Functions with an ``ax`` draw on it and return it; the others return a Figure that pyplot does not know, so a notebook

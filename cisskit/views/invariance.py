@@ -232,6 +232,9 @@ class Rules(NamedTuple):
 PLAIN, RELEASED, MARGIN = "threshold alone", "released ranking", "margin"
 RULES = (PLAIN, RELEASED, MARGIN)
 
+RIGHT, WRONG = "#4d4d4d", "#d7191c"
+"""Pixels whose pseudo-label would be right and wrong."""
+
 
 def pseudo_labels(batch: Batch, teacher: Tensor, ctx: Context) -> dict[str, Tensor]:
     """Words of a rule -> (B, H, W) learned ids that it makes of the labels. teacher: (B, 1 + C, H, W) open scores."""
@@ -270,7 +273,7 @@ def plot_rule(found: Rules, words: str, ax: Axes, ctx: Context, *, most: int = 3
     if words == MARGIN:
         ax.axvspan(-0.02, method.margin, color="white", zorder=0.1)
     keep = np.random.default_rng(0).permutation(len(found.scores))[:most]
-    for chosen, colour, marker, size in ((found.right, SI, "o", 4), (~found.right, SS, "x", 12)):
+    for chosen, colour, marker, size in ((found.right, RIGHT, "o", 4), (~found.right, WRONG, "x", 12)):
         at = keep[chosen[keep]]
         edge = {"linewidth": 0} if marker == "o" else {"linewidth": 0.8}
         ax.scatter(found.margins[at], found.scores[at], s=size, color=colour, marker=marker, alpha=0.5, zorder=2, **edge)
@@ -290,10 +293,10 @@ def figure_rules(found: Rules, ctx: Context) -> Figure:
         plot_rule(found, words, ax, ctx)
     axes[0].set_ylabel("winning score σ of an old class")
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=SI, markersize=4, label="pixel, class is right"),
-        Line2D([], [], marker="x", linestyle="", color=SS, markersize=5, label="pixel, class is wrong"),
+        Line2D([], [], marker="o", linestyle="", color=RIGHT, markersize=4, label="pixel, class is right"),
+        Line2D([], [], marker="x", linestyle="", color=WRONG, markersize=5, label="pixel, class is wrong"),
         Patch(facecolor="#cfe8d5", label="accepted"),
-        Patch(facecolor="#e7f4ea", label="accepted for the last class only"),
+        Patch(facecolor="#e7f4ea", label="accepted for late classes only"),
     ]
     legend_below(fig, handles)
     return fig

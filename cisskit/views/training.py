@@ -59,13 +59,15 @@ def figure_terms(history: pd.DataFrame) -> Figure:
         ax.plot(history["iteration"], history[name], color=colour, alpha=0.3, linewidth=0.7)
         ax.plot(history["iteration"], running_mean(history[name], max(1, len(history) // 20)), color=colour, linewidth=1.6)
         top = float(np.nanquantile(history[name], 0.995))  # one spike at the start must not flatten the curve
-        ax.set(title=name, xlabel="iteration", ylim=(min(0.0, float(history[name].min())), 1.1 * top if top > 0 else None))
+        ax.set(title=name, xlabel="iteration")
+        if top > 0:
+            ax.set_ylim(min(0.0, float(history[name].min())), 1.1 * top)
     axes[0].set_ylabel("weighted term")
     return fig
 
 
 def figure_losses(groups: Mapping[str, Sequence[Chain]]) -> Figure:
-    """Small multiples, methods x steps: every loss term on a logarithmic scale, running mean (first seed of each method)."""
+    """Small multiples, methods x steps: the size of every loss term on a logarithmic scale, running mean (first seed of each method)."""
     steps = max(chain.last.step for chains in groups.values() for chain in chains) + 1
     fig = figure(min(13.0, 2.3 * steps + 1.6), 1.75 * len(groups) + 0.4)
     grid = fig.subplots(len(groups), steps, squeeze=False, sharey="row")
@@ -79,7 +81,7 @@ def figure_losses(groups: Mapping[str, Sequence[Chain]]) -> Figure:
             for name in terms_of(history):
                 colour = seen.setdefault(name, TERM_COLOURS[len(seen) % len(TERM_COLOURS)])
                 line = running_mean(history[name], max(1, len(history) // 20))
-                ax.plot(history["iteration"], np.maximum(line, 1e-6), color=colour, label=name, linewidth=1.3)
+                ax.plot(history["iteration"], np.maximum(line.abs(), 1e-6), color=colour, label=name, linewidth=1.3)
             ax.set(yscale="log")
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_title(f"{method_title(method)}, step {run.step}")
