@@ -67,7 +67,7 @@ def figure_terms(history: pd.DataFrame) -> Figure:
 
 
 def figure_losses(groups: Mapping[str, Sequence[Chain]]) -> Figure:
-    """Small multiples, methods x steps: the size of every loss term on a logarithmic scale, running mean (first seed of each method)."""
+    """Small multiples, methods x steps: size of every loss term, logarithmic, running mean (first seed of each method)."""
     steps = max(chain.last.step for chains in groups.values() for chain in chains) + 1
     fig = figure(min(13.0, 2.3 * steps + 1.6), 1.75 * len(groups) + 0.4)
     grid = fig.subplots(len(groups), steps, squeeze=False, sharey="row")
@@ -81,11 +81,11 @@ def figure_losses(groups: Mapping[str, Sequence[Chain]]) -> Figure:
             for name in terms_of(history):
                 colour = seen.setdefault(name, TERM_COLOURS[len(seen) % len(TERM_COLOURS)])
                 line = running_mean(history[name], max(1, len(history) // 20))
-                ax.plot(history["iteration"], np.maximum(line.abs(), 1e-6), color=colour, label=name, linewidth=1.3)
+                ax.plot(history["iteration"], np.maximum(np.abs(line), 1e-6), color=colour, label=name, linewidth=1.3)
             ax.set(yscale="log")
             ax.yaxis.set_minor_formatter(NullFormatter())
             ax.set_title(f"{method_title(method)}, step {run.step}")
-        row[chains[0].runs[0].step].set_ylabel("weighted term")
+        row[chains[0].runs[0].step].set_ylabel("size of weighted term")
         lines = [Line2D([], [], color=colour, label=name) for name, colour in seen.items()]
         row[chains[0].last.step].legend(handles=lines, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1)
     for ax in grid[-1]:
