@@ -117,10 +117,11 @@ def test_network_shapes(size):
     backbone, decoder = ToyBackbone().eval(), ToyDecoder().eval()
     with torch.no_grad():
         features = backbone(torch.randn(2, 3, *size))
-        out = decoder(features)
-    assert list(features) == ["layer1", "layer2", "layer3", "layer4"]
-    for name, feature in features.items():
-        stride = STAGE_STRIDES[name]
+        out = decoder(features)["decoder"]
+    assert set(features) == {f"layer{k}{end}" for k in range(1, 5) for end in ("", "_sum")}
+    for name, stride in STAGE_STRIDES.items():
+        feature = features[name]
+        assert torch.equal(feature, features[f"{name}_sum"].relu())
         assert feature.shape == (2, STAGE_CHANNELS[name], -(-size[0] // stride), -(-size[1] // stride))
         assert feature.min() >= 0, "after the ReLU"
     assert out.shape == (2, CHANNELS, -(-size[0] // STRIDE), -(-size[1] // STRIDE))
@@ -136,7 +137,7 @@ def test_network_is_small_and_has_no_bias_but_batch_norm():
 def test_every_parameter_learns_even_from_one_image_in_channels_last():
     parts = torch.nn.ModuleList([ToyBackbone(), ToyDecoder()]).to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
-    out = parts[1](parts[0](image))
+    out = parts[1](parts[0](image))["decoder"]
     assert out.is_contiguous(memory_format=torch.channels_last)
     out.square().mean().backward()
     for name, parameter in parts.named_parameters():

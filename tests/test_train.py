@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import cisskit.runs
+from cisskit import train
 from cisskit.errors import KitError
 from cisskit.files import written_whole
 from cisskit.method import Method
@@ -388,3 +389,22 @@ def test_joint_sees_every_image_and_label_so_far_and_starts_anew(runs):
     assert {c for batch in train_loader(ft).epoch(0) for c in batch.label.unique().tolist()} == {0, 6, 7}
     assert not same(dict(joint.model.state_dict()), weights(runs, "joint", 0))
     assert train_loader(joint).n_images >= train_loader(ft).n_images
+
+
+@pytest.mark.parametrize("name", ["ssul", "mbs"])
+def test_a_frozen_trunk_is_shared_and_changes_nothing(name, tmp_path, monkeypatch):
+    """Student and teacher read one pass through the backbone; the weights are those of two passes."""
+    ends = {}
+    for share in (True, False):
+        if not share:
+            monkeypatch.setattr(train, "_share_trunk", lambda ctx: False)
+        for step in range(2):
+            options = {"runs": tmp_path / str(share), "data_options": {"train": 32, "heldout": 4, "test": 4}, "device": "cpu"}
+            overrides = {"epochs": 1, "batch_size": 8, "later.freeze": ["backbone", "bn"]}
+            ctx = train.begin("toy-5-4", name, step, overrides=overrides, **options)
+            if share:
+                assert train._share_trunk(ctx) == (step == 1)
+            train.fit(ctx, bar=False)
+            train.evaluate(ctx)
+        ends[share] = ctx.run.weights()
+    assert all(torch.equal(value, ends[False][key]) for key, value in ends[True].items())

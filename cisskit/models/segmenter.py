@@ -235,22 +235,22 @@ class Segmenter(Model):
         """(C, D): the class tokens of all heads in channel order; gradients flow to the heads."""
         return torch.cat([head.get_parameter("token")[0] for head in self.heads])
 
-    def forward(self, image: Tensor) -> Output:
-        """image: (B, 3, H, W) float32, normalised."""
-        padded = self._padded(image)
-        features = self.backbone(padded)
-        decoded, classes = self.decoder(features, self.class_rows())
-        with torch.autocast(image.device.type, enabled=False):  # float32 from here on, as in every network
+    def trunk(self, image: Tensor) -> dict[str, Tensor]:
+        return self.backbone(self._padded(image))
+
+    def read(self, trunk: dict[str, Tensor], size: tuple[int, int]) -> Output:
+        decoded, classes = self.decoder(trunk, self.class_rows())
+        with torch.autocast(decoded.device.type, enabled=False):  # float32 from here on, as in every network
             unit = F.normalize(classes.float(), dim=2)
             masks = torch.einsum("bdhw,bcd->bchw", F.normalize(decoded.float(), dim=1), unit)
             scores = mask_norm(masks, *(torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias")))
-        named = {"backbone": features["layer4"], "decoder": decoded, "classes": classes}
-        height, width = image.shape[2:]
-        return Output(scores, (height, width), named, padded=(padded.shape[2], padded.shape[3]))
+        named = {"backbone": trunk["layer4"], "decoder": decoded, "classes": classes}
+        rows, columns = trunk["layer4"].shape[2:]
+        return Output(scores, size, named, padded=(rows * self.backbone.patch, columns * self.backbone.patch))
 
     def attention_maps(self, image: Tensor) -> list[Tensor]:
         """Of each decoder block, see `MaskDecoder.attention_maps`; heads and patches as `forward` uses them."""
-        return self.decoder.attention_maps(self.backbone(self._padded(image)), self.class_rows())
+        return self.decoder.attention_maps(self.trunk(image), self.class_rows())
 
     def _padded(self, image: Tensor) -> Tensor:
         patch = self.backbone.patch
