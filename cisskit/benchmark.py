@@ -77,7 +77,7 @@ def render(table: pd.DataFrame) -> str:
     """The Markdown page: protocol, one table per scenario, ablations per method, and what the scenes can and cannot show."""
     parts = [INTRODUCTION.format(rule=_rule(), memory=MEMORY)]
     for scenario in SCENARIOS:
-        part = table[(table.scenario == scenario) & table["name"].isin(names())]
+        part = _whole(table[(table.scenario == scenario) & table["name"].isin(names())])
         if len(part):
             seeds = ", ".join(map(str, sorted(part.seed.unique())))
             parts.append(
@@ -86,7 +86,7 @@ def render(table: pd.DataFrame) -> str:
             )
     parts.append("## Old classes against the plain baselines")
     for scenario in SCENARIOS:
-        part = table[(table.scenario == scenario) & table["name"].isin(names())]
+        part = _whole(table[(table.scenario == scenario) & table["name"].isin(names())])
         if len(part):
             parts.append(_verdicts(part, scenario))
     parts.append(ON_LWF.format(weaker=_weaker(table)))
@@ -138,6 +138,13 @@ def _verdicts(main: pd.DataFrame, scenario: str) -> str:
 
 def _variants(method: str) -> list[str]:
     return [f"{method}-{suffix}" for suffix in method_class(method).variants if suffix]
+
+
+def _whole(part: pd.DataFrame) -> pd.DataFrame:
+    """Without the seeds that some method has not finished yet, unless that leaves nothing: all rows of a table share seeds."""
+    finished = part.groupby("seed")["name"].nunique()
+    seeds = finished.index[finished == part["name"].nunique()]
+    return part[part.seed.isin(seeds)] if len(seeds) else part
 
 
 def _weaker(table: pd.DataFrame) -> str:

@@ -65,6 +65,11 @@ def test_the_page_says_who_is_above_the_baselines_and_who_is_not(tmp_path):
     assert "{" not in page
 
 
+def test_a_seed_that_is_not_finished_is_left_out_of_the_tables():
+    page = benchmark.render(table(ft=(0.0, 0.0, 0.3), lwf=(0.5, 0.6)))
+    assert "Seeds 0, 1;" in page and "| FT | ft | toy | 0.0 ± 0.0 |" in page
+
+
 def test_ablation_table_keeps_to_the_seeds_of_the_ablations(tmp_path):
     file = tmp_path / "results.csv"
     table(mbs=(0.8, 0.6), mbs_no_lgod=(0.7,)).to_csv(file, index=False)
