@@ -13,7 +13,7 @@ import pandas as pd
 
 from cisskit.errors import KitError
 from cisskit.files import write_text
-from cisskit.method import SCENES, configure, method_class, methods_table, title_of
+from cisskit.method import SCENES, ablations_of, configure, methods_table, title_of, variants_of
 from cisskit.pipeline import NOTEBOOKS, Chain, Say, chains, run_chains
 from cisskit.runs import find_runs
 from cisskit.views.tables import BENCHMARK_COLUMNS, benchmark_rows, family_of, value
@@ -28,12 +28,12 @@ def names() -> list[str]:
     """Every method and its variants, oldest paper first, the bounds at the ends."""
     ids = [row["id"] for row in methods_table() if row["id"] != "joint"] + ["joint"]
     ids.remove("ft")
-    return [name for method in ["ft", *ids] for name in (method, *(f"{method}-{v}" for v in method_class(method).variants if v))]
+    return [name for method in ["ft", *ids] for name in variants_of(method)]
 
 
 def ablations() -> list[str]:
     """Every ablation of every method."""
-    return [f"{row['id']}-{part}" for row in methods_table() for part in method_class(row["id"]).ablations]
+    return [name for row in methods_table() for name in ablations_of(row["id"])]
 
 
 def todo(root: Path, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> list[Chain]:
@@ -76,8 +76,8 @@ def collect(root: Path) -> pd.DataFrame:
 def render(table: pd.DataFrame) -> str:
     """The Markdown page: protocol, one table per scenario, ablations per method, and what the scenes can and cannot show."""
     parts = [INTRODUCTION.format(rule=_rule(), memory=MEMORY)]
-    for scenario in SCENARIOS:
-        part = _whole(table[(table.scenario == scenario) & table["name"].isin(names())])
+    mains = {scenario: _whole(table[(table.scenario == scenario) & table["name"].isin(names())]) for scenario in SCENARIOS}
+    for scenario, part in mains.items():
         if len(part):
             seeds = ", ".join(map(str, sorted(part.seed.unique())))
             parts.append(
@@ -85,8 +85,7 @@ def render(table: pd.DataFrame) -> str:
                 + _markdown(benchmark_rows(part, names()))
             )
     parts.append("## Old classes against the plain baselines")
-    for scenario in SCENARIOS:
-        part = _whole(table[(table.scenario == scenario) & table["name"].isin(names())])
+    for scenario, part in mains.items():
         if len(part):
             parts.append(_verdicts(part, scenario))
     parts.append(ON_LWF.format(weaker=_weaker(table)))
@@ -125,7 +124,7 @@ def _verdicts(main: pd.DataFrame, scenario: str) -> str:
     high = max(bars.values())
     lines = [f"{scenario}, old [1-5]: " + ", ".join(f"{title_of(n)} {v:.1f}" for n, v in bars.items()) + "."]
     for method in ("dkd", "idec", "lag", "mbs", "amis"):
-        own = {name: old[name].mean() for name in (method, *_variants(method)) if name in old}
+        own = {name: old[name].mean() for name in variants_of(method) if name in old}
         if not own:
             continue
         best = max(own, key=lambda name: own[name])
@@ -134,10 +133,6 @@ def _verdicts(main: pd.DataFrame, scenario: str) -> str:
         won = own[best] - high > max(3.0, 3 * float(np.nan_to_num(spread)))
         lines.append(f"- {said}: " + ("clearly above both." if won else "**not clearly above both.**"))
     return "\n".join(lines)
-
-
-def _variants(method: str) -> list[str]:
-    return [f"{method}-{suffix}" for suffix in method_class(method).variants if suffix]
 
 
 def _whole(part: pd.DataFrame) -> pd.DataFrame:

@@ -218,6 +218,16 @@ def method_class(name: str) -> type[Method]:
     return _named(name)[0]
 
 
+def variants_of(method: str) -> list[str]:
+    """The names under which a method runs: its id and those of its variants."""
+    return [method, *(f"{method}-{suffix}" for suffix in method_class(method).variants if suffix)]
+
+
+def ablations_of(method: str) -> list[str]:
+    """The names of a method's ablations."""
+    return [f"{method}-{suffix}" for suffix in method_class(method).ablations]
+
+
 def title_of(name: str) -> str:
     """How tables and legends call a method, a variant or an ablation."""
     return _named(name)[2]
@@ -307,13 +317,13 @@ def methods_table() -> list[dict[str, str]]:
             "architecture": ", ".join(cls.families),
             "memory": "optional" if "memory" in own else "all images" if cls.sees == "seen" else "none",
             "modes": ", ".join(cls.modes),
-            "variants": ", ".join(f"{name}-{suffix}" for suffix in cls.variants if suffix),
+            "variants": ", ".join(variants_of(name)[1:]),
             "fields": ", ".join(f"{f.name}={f.default!r}" for f in own.values()),
         })  # fmt: skip
     return sorted(table, key=lambda row: (row["year"] == "", row["year"], row["id"]))
 
 
 __all__ = [
-    "SCENES", "STRICT", "Context", "Method", "Recipe", "available", "changed", "checked", "configure", "dataclass", "for_step",
-    "method_class", "methods_table", "settings_of", "title_of", "trainable",
+    "SCENES", "STRICT", "Context", "Method", "Recipe", "ablations_of", "available", "changed", "checked", "configure",
+    "dataclass", "for_step", "method_class", "methods_table", "settings_of", "title_of", "trainable", "variants_of",
 ]  # fmt: skip

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cisskit.data import Batch, Data, open_source
-from cisskit.method import Context, available, configure, method_class
+from cisskit.method import Context, available, configure, method_class, variants_of
 from cisskit.models import FAMILIES, family
 from cisskit.scenario import IGNORE, Scenario
 
-NAMES = [name for method in available() for name in (method, *(f"{method}-{v}" for v in method_class(method).variants if v))]
+NAMES = [name for method in available() for name in variants_of(method)]
 LABELS = ("mixed", "background only", "all ignored", "new class everywhere")
 
 

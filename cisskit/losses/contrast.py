@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cisskit.errors import KitError, unknown
 from cisskit.losses.features import class_means
-from cisskit.losses.pixels import _full
+from cisskit.losses.pixels import _full, labels_on_grid
 from cisskit.scenario import IGNORE
 
 LEFT_OUT = math.log(1e-45)  # -103.6, added to what the released contrast leaves out: the self pair and the positive pair
@@ -178,9 +178,9 @@ def region_contrast(
             f"old scores have {old_scores.shape[1]} channels, but background and {n_old} old classes are {1 + n_old}; pass "
             "merged(open scores) of the old model."
         )
-    size = student.shape[2:]
+    size = (student.shape[2], student.shape[3])
     old = F.interpolate(_full(old_scores.detach()), size=size, mode="bilinear", align_corners=False).argmax(dim=1)
-    told = F.interpolate(labels.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).long()
+    told = labels_on_grid(labels, size)
     now = torch.where((told > n_old) & (told != IGNORE), told, old)
     return region_triplets(student, teacher, old, now, n_old=n_old, min_cells=min_cells, margin=margin)
 

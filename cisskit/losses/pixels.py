@@ -30,6 +30,11 @@ def check_pixels(logits: Tensor, labels: Tensor) -> None:
         raise KitError(f"labels are {labels.dtype}, but class ids are whole numbers: pass uint8 or int64.")
 
 
+def labels_on_grid(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) labels at the size (h, w) of a feature map, int64: nearest neighbour, the top-left pixel of whole cells."""
+    return F.interpolate(labels.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).long()
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
     """Softmax cross-entropy, in nats.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cisskit.errors import KitError
-from cisskit.losses.pixels import _check_pair, _full, _reduce, check_pixels
+from cisskit.losses.pixels import _check_pair, _full, _reduce, check_pixels, labels_on_grid
 
 SCALES = (1, 2, 4)
 
@@ -36,7 +36,7 @@ def reliability(scores: Tensor, labels: Tensor) -> Tensor:
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} do not fit: (B, O, h, w) and (B, H, W) are needed."
         )
     trusted = _full(scores.detach()).softmax(dim=1)[:, 0]
-    nearest = F.interpolate(labels.unsqueeze(1).float(), size=scores.shape[2:], mode="nearest").squeeze(1)
+    nearest = labels_on_grid(labels, (scores.shape[2], scores.shape[3]))
     old = (nearest > 0) & (nearest < scores.shape[1])
     return torch.where(nearest == 0, trusted, old.to(trusted.dtype))
 

@@ -43,13 +43,13 @@ from cisskit.losses import (
 )  # fmt: skip
 from cisskit.method import STRICT, Method, Recipe, dataclass
 from cisskit.models import Kept, unknown_head
+from cisskit.models.unknown_head import LAYERS
 from cisskit.pseudo import class_medians, closed_labels, confident, open_labels, predict_open
 
 VOC = (
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale"),
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale", freeze=("bn",)),
 )
-LAYERS = ("context1", "context2", "context3", "decoder")  # l1, l2, l3, out: the three auxiliary ASPPs and the main one
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -72,10 +72,7 @@ class IDEC(Method):
     paper = "Inherit with Distillation and Evolve with Contrast, TPAMI 2023"
     recipes = {"voc": VOC}
     families = ("cnn",)
-    modes = {
-        "released": "after step 0 the network is frozen and three heads learn; distillation and contrast are only logged",
-        "described": "the network trains and all terms act; no published number is known to come from this mode",
-    }
+    modes = unknown_head.MODES
     variants = {"": ("IDEC (released)", {}), "described": ("IDEC (described)", {"mode": "described"})}
     ablations = {
         "no-saliency": {"saliency": False},
@@ -105,8 +102,7 @@ class IDEC(Method):
             model.aux["thresholds"] = Kept(median=torch.full((step.n_old,), self.threshold))
 
     def param_groups(self, model, recipe, step):
-        rates = {"lr": recipe.lr, "head_factor": recipe.head_factor, "weight_decay": recipe.weight_decay}
-        return unknown_head.param_groups(model, step, **rates)
+        return unknown_head.param_groups(model, recipe, step)
 
     def targets(self, batch, teacher, ctx):
         return closed_labels(self._targets(batch, teacher, ctx))
@@ -140,11 +136,9 @@ class IDEC(Method):
             z = unknown_added(z)
         terms = {"seg": binary_cross_entropy(z, self._targets(batch, teacher, ctx))}
         if self.dada:
-            s, t = (
-                {name: output.features[key] for name, key in zip(NAMES, LAYERS, strict=True)} for output in (student, teacher)
-            )
+            s, t = ({name: output.features[key] for name, key in LAYERS.items()} for output in (student, teacher))
             epoch = int(ctx.progress * ctx.recipe.epochs) + 1
-            weights = dict(zip(NAMES, self.layer_weights, strict=True))
+            weights = dict(zip(LAYERS, self.layer_weights, strict=True))
             decay = self.decay ** (epoch / ctx.recipe.epochs)
             kd = layer_distillation(s, t, weights, alpha=self.alpha, decay=decay, decayed_out=False)
             terms |= {f"kd_{name}": term for name, term in kd.items()}
@@ -170,5 +164,4 @@ class IDEC(Method):
         return {"loss": "open bce", "saliency": self.saliency, "taps": True}
 
 
-NAMES = ("l1", "l2", "l3", "out")
 METHOD = IDEC

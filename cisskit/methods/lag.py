@@ -38,10 +38,12 @@ from cisskit.losses import (
     class_means,
     class_sums,
     decoupled_contrast,
+    labels_on_grid,
     layer_distillation,
 )  # fmt: skip
 from cisskit.method import STRICT, Method, Recipe, dataclass
 from cisskit.models import Kept, unknown_head
+from cisskit.models.unknown_head import LAYERS
 from cisskit.pseudo import closed_labels, confident, open_labels, predict_open
 from cisskit.semantics import semantic_split
 
@@ -49,7 +51,6 @@ VOC = (
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale"),
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale", freeze=("bn",)),
 )
-LAYERS = {"l1": "context1", "l2": "context2", "l3": "context3", "out": "decoder"}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -78,10 +79,7 @@ class LAG(Method):
     )
     recipes = {"voc": VOC}
     families = ("cnn",)
-    modes = {
-        "released": "after step 0 the network is frozen and three heads learn; distillation and contrast are only logged",
-        "described": "the network trains and all terms act; no published number is known to come from this mode",
-    }
+    modes = unknown_head.MODES
     variants = {"": ("LAG (released)", {}), "described": ("LAG (described)", {"mode": "described"})}
     ablations = {
         "no-saliency": {"saliency": False},
@@ -120,8 +118,7 @@ class LAG(Method):
             model.aux["prototypes"] = Kept(**kept)
 
     def param_groups(self, model, recipe, step):
-        rates = {"lr": recipe.lr, "head_factor": recipe.head_factor, "weight_decay": recipe.weight_decay}
-        return unknown_head.param_groups(model, step, **rates)
+        return unknown_head.param_groups(model, recipe, step)
 
     def prepare(self, ctx, loader):
         """Prototypes of the classes of the step before: mean old-model feature over their pixels of its training images."""
@@ -131,7 +128,7 @@ class LAG(Method):
         new, total = previous.new, torch.zeros(ctx.step.n_old + 1, ctx.model.channels + 1, device=ctx.device)
         for batch in ctx.data.train(previous.index).epoch(0, ctx.device, whole=True):
             f = ctx.old_model(batch.image).features["decoder"]
-            total += class_sums(f, _on_grid(batch.label, f), ctx.step.n_old + 1)
+            total += class_sums(f, labels_on_grid(batch.label, f.shape[2:]), ctx.step.n_old + 1)
         solid.count[new] = total[new, -1]
         solid.mean[new] = total[new, :-1] / total[new, -1:].clamp(min=1)
         return {}
@@ -155,7 +152,8 @@ class LAG(Method):
             return terms
         described = self.mode == "described"
         s, t = student.features["decoder"].float(), teacher.features["decoder"].float()
-        si, ss = semantic_split(s.detach(), t, self.rho)
+        if described:  # the released terms know no split
+            si, ss = semantic_split(s.detach(), t, self.rho)
         if self.layers:
             epoch = int(ctx.progress * ctx.recipe.epochs) + 1
             decay = self.decay ** (epoch / ctx.recipe.epochs)
@@ -173,7 +171,7 @@ class LAG(Method):
         return terms
 
     def _solid_prototypes(self, s, y, solid, si):
-        means, count = class_means(s, _on_grid(y, s), len(solid.mean))
+        means, count = class_means(s, labels_on_grid(y, s.shape[2:]), len(solid.mean))
         present = (count > 0) & (solid.count > 0)
         present[0] = False  # background is no class to hold still
         distance = 1 - F.cosine_similarity(means[:, si], solid.mean[:, si], dim=1)
@@ -184,11 +182,6 @@ class LAG(Method):
 
     def base_key(self):
         return {"loss": "open bce", "saliency": self.saliency, "taps": True}
-
-
-def _on_grid(labels, features):
-    """(B, H, W) labels at the size of a feature map, nearest."""
-    return F.interpolate(labels.unsqueeze(1).float(), size=features.shape[2:], mode="nearest").squeeze(1).long()
 
 
 METHOD = LAG

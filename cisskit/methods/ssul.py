@@ -64,8 +64,7 @@ class SSUL(Method):
         unknown_head.grow(model, step)
 
     def param_groups(self, model, recipe, step):
-        rates = {"lr": recipe.lr, "head_factor": recipe.head_factor, "weight_decay": recipe.weight_decay}
-        return unknown_head.param_groups(model, step, **rates)
+        return unknown_head.param_groups(model, recipe, step)
 
     def targets(self, batch, teacher, ctx):
         return closed_labels(self._targets(batch, teacher))

@@ -4,13 +4,25 @@ Heads, each a `conv_head`: 0 unknown (one channel, no class), 1 background, 2 th
 The unknown head learns what no label names; a new class is born from it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from cisskit.models import Model, create, trainable
 from cisskit.models.heads import copy_first
 from cisskit.scenario import Scenario, Step
+
+if TYPE_CHECKING:
+    from cisskit.method import Recipe
+
+LAYERS = {"l1": "context1", "l2": "context2", "l3": "context3", "out": "decoder"}
+"""Names of IDEC's and LAG's distilled maps -> features: the three auxiliary ASPPs and the main one."""
+
+MODES = {
+    "released": "after step 0 the network is frozen and three heads learn; distillation and contrast are only logged",
+    "described": "the network trains and all terms act; no published number is known to come from this mode",
+}
+"""What a mode of IDEC and LAG says about a number."""
 
 
 def build(scenario: Scenario, arch: str, weights: str | None, *, taps: bool = False) -> Model:
@@ -35,13 +47,13 @@ def grow(model: Model, step: Step, *, transfer: bool = True, frozen: bool = True
             old.requires_grad_(False)
 
 
-def param_groups(model: Model, step: Step, *, lr: float, head_factor: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Backbone at ``lr``, the rest ``head_factor`` times faster; after step 0 the background head 10,000 times slower again."""
-    fast = lr * head_factor
+def param_groups(model: Model, recipe: "Recipe", step: Step) -> list[dict[str, Any]]:
+    """As `Method.param_groups`; after step 0 the background head is 10,000 times slower than the other heads."""
+    fast = recipe.lr * recipe.head_factor
     heads: list[nn.Module] = list(model.heads)
-    groups = [([model.backbone], lr), ([model.decoder], fast)]
+    groups = [([model.backbone], recipe.lr), ([model.decoder], fast)]
     if step.index == 0:
         groups.append((heads, fast))
     else:
         groups += [([heads[0], *heads[2:]], fast), ([heads[1]], 1e-4 * fast)]
-    return [{"params": trainable(*parts), "lr": rate, "weight_decay": weight_decay} for parts, rate in groups]
+    return [{"params": trainable(*parts), "lr": rate, "weight_decay": recipe.weight_decay} for parts, rate in groups]

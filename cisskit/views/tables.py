@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cisskit.errors import KitError
-from cisskit.method import method_class
+from cisskit.method import ablations_of, method_class, variants_of
 from cisskit.runs import FINISHED, Run
 from cisskit.views.style import in_order, method_title
 
@@ -156,8 +156,7 @@ BENCHMARK_COLUMNS = {
 
 def family_of(method: str) -> list[str]:
     """A method, its variants and its ablations, by the names under which they run."""
-    cls = method_class(method)
-    return [method, *(f"{method}-{suffix}" for suffix in [*filter(None, cls.variants), *cls.ablations])]
+    return [*variants_of(method), *ablations_of(method)]
 
 
 def benchmark_rows(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
@@ -180,7 +179,7 @@ def ablation_table(method: str, scenario: str = "toy-5-2", file: Path = BENCHMAR
         raise KitError(f"no benchmark at {file}. Make it: make benchmark (about an hour on two cores; it can be interrupted).")
     table = pd.read_csv(file)
     table = table[(table["scenario"] == scenario) & table["name"].isin(family_of(method))]
-    ablated = table[table["name"].isin([f"{method}-{part}" for part in method_class(method).ablations])]
+    ablated = table[table["name"].isin(ablations_of(method))]
     seeds = ablated["seed"] if len(ablated) else table["seed"]  # ablations that have not been run yet are simply not there
     return benchmark_rows(table[table["seed"].isin(seeds)], family_of(method))
 
