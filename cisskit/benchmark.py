@@ -42,7 +42,7 @@ def todo(root: Path, seeds: Sequence[int], ablation_seeds: Sequence[int]) -> lis
     memory = {name: {"memory": MEMORY} for name in replaying}
     common = {
         "setting": "overlap", "runs": str(root.resolve()), "device": "cpu", "data_root": "", "data_options": {}, "arch": "",
-        "weights": "none", "eval_size": "full",
+        "weights": "none", "protocol": "clean", "eval_size": "",
     }  # fmt: skip
     plans = [(scenario, [seed], names()) for seed in seeds for scenario in SCENARIOS]
     plans.append((ABLATION_SCENARIO, list(ablation_seeds), ablations()))
@@ -131,7 +131,8 @@ def _verdicts(main: pd.DataFrame, scenario: str) -> str:
         spread = old[best].std(ddof=1) if len(old[best]) > 1 else 0.0
         said = ", ".join(f"{title_of(name)} {number:.1f}" for name, number in own.items())
         won = own[best] - high > max(3.0, 3 * float(np.nan_to_num(spread)))
-        lines.append(f"- {said}: " + ("clearly above both." if won else "**not clearly above both.**"))
+        who = f"{title_of(best)} is " if len(own) > 1 else ""
+        lines.append(f"- {said}: {who}" + ("clearly above both." if won else "**not clearly above both.**"))
     return "\n".join(lines)
 
 

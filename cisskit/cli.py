@@ -10,7 +10,8 @@ from typing import Any
 
 from cisskit import __version__
 from cisskit.errors import KitError, unknown
-from cisskit.scenario import CLASS_NAMES, SETTINGS, Scenario
+from cisskit.protocols import PROTOCOLS
+from cisskit.scenario import DATASETS, SETTINGS, Scenario
 
 EXAMPLES = {
     "toy-5-2": "the embedded scenes, the default: 5 + 2 + 2 of 9 classes",
@@ -95,7 +96,8 @@ def _run_arguments(parser: argparse.ArgumentParser, *, scenario: str | None, met
     add("--data-root", default="", help="folder of the data set (the scenes need none)")
     add("--arch", default="", help="network; by default the paper's, on the scenes a small one of its kind")
     add("--weights", default="imagenet", help="backbone weights: imagenet, none, or a state-dict file")
-    add("--eval-size", default="full", help="full, or cropN: shorter side N and centre crop, as the papers do with 512")
+    add("--protocol", default="clean", choices=PROTOCOLS, help="whose conventions score the result")
+    add("--eval-size", default="", help="full, or cropN: shorter side N and centre crop; by default the protocol's")
     add("--device", default="", help="cpu, cuda, cuda:1; by default the GPU when there is one")
     add("--jobs", type=int, default=0, help="notebooks side by side; 0: one per core on a CPU, one on a GPU")
 
@@ -114,10 +116,10 @@ def _run(args: argparse.Namespace) -> int:
     overrides = _overrides(args.set, methods)
     todo = chains(
         args.scenario, methods, seeds, overrides, setting=args.setting, runs=str(Path(args.runs).resolve()), device=args.device,
-        data_root=_whole(args.data_root), data_options=overrides.get("data", {}), arch=args.arch, eval_size=args.eval_size,
-        weights=args.weights if args.weights in ("imagenet", "none") else _whole(args.weights),
+        data_root=_whole(args.data_root), data_options=overrides.get("data", {}), arch=args.arch, protocol=args.protocol,
+        eval_size=args.eval_size,        weights=args.weights if args.weights in ("imagenet", "none") else _whole(args.weights),
     )  # fmt: skip
-    scenario = Scenario.named(args.scenario, setting=args.setting)
+    scenario = todo[0].scenario
     steps = sum(chain.steps for chain in todo)
     print(
         f"{scenario.name} {scenario.setting}: {steps} notebooks, {min(jobs, len(todo))} at a time, into {args.runs}/", flush=True
@@ -126,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     runs = [run for chain in todo for run in find_runs(chain.folder.parent)]
     if runs:
         print(f"\n{results(runs).to_string(index=False)}\n")
-        print(f"report: {make_report(Path(args.runs) / f'{scenario.name}-{scenario.setting}', runs)}")
+        print(f"report: {make_report(todo[0].folder.parents[2], runs)}")
     for chain in todo:
         if chain.error:
             print(f"failed, see above: {chain.method} seed {chain.parameters['seed']} step {chain.next}", file=sys.stderr)
@@ -172,7 +174,7 @@ def _methods(args: argparse.Namespace) -> int:
 
 
 def _scenarios(args: argparse.Namespace) -> int:
-    print("data sets:", ", ".join(f"{name} ({len(classes)} classes)" for name, classes in CLASS_NAMES.items()))
+    print("data sets:", ", ".join(f"{name} ({len(labels.names)} classes)" for name, labels in DATASETS.items()))
     print("settings: ", ", ".join(SETTINGS))
     for text, remark in EXAMPLES.items():
         scenario = Scenario.named(text)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cisskit.errors import KitError, unknown
+from cisskit.protocols import Protocol
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
 
 Floats = npt.NDArray[np.float64]
@@ -225,9 +226,8 @@ def summarise(
     confusion: npt.ArrayLike,
     scenario: Scenario,
     step: Step,
+    protocol: Protocol,
     *,
-    future_as: str = "ignore",
-    absent: str = "nan",
     earlier: Sequence[Sequence[float | None] | Floats] = (),
 ) -> dict[str, Any]:
     """Everything metrics.json says about one evaluation, JSON-ready (NaN as None).
@@ -235,43 +235,51 @@ def summarise(
     Args:
         confusion: over ALL classes of the scenario, (n_all + 1, n_all + 1), or with at least n_seen + 1 columns.
         step: the step that was just trained.
-        future_as: see `settle_future`. absent: see `class_iou`.
+        protocol: future, absent and unlabelled pixels, and what the means cover.
         earlier: class IoUs after each earlier step, in order, background first; each as long as that step had classes.
     Returns:
         "iou": {class name: value}. "absent_classes": names without an IoU. "miou" and "hiou": each mean with the range of
         learned ids it covers; "old" are the base classes and "new" all later ones, as in the papers, with "classes" None
-        where there are none. "forgetting": per class of earlier steps, "forgetting_mean" over them, and the background on
-        its own, since it belongs to no step. "old_to_background", "new_to_background": relative to this step.
+        where there are none. "old", "new", "all" and "hiou" cover what the protocol says, the longer names what they say;
+        a protocol's drop_zero concerns "all" alone. "forgetting": per class of earlier steps, "forgetting_mean" over them,
+        and the background on its own, since it belongs to no step. "old_to_background", "new_to_background": relative to
+        this step.
     """
-    seen = settle_future(confusion, step.n_seen, future_as)
-    iou, names = class_iou(seen, absent), scenario.classes
+    seen = settle_future(confusion, step.n_seen, protocol.future_as)
+    if not protocol.zero_at_test:
+        seen[BACKGROUND] = 0
+    iou, names = class_iou(seen, protocol.absent, protocol.epsilon), scenario.classes
     base, later = scenario.base, range(scenario.base.stop, step.n_seen + 1)
+    wide, narrow = range(base.stop), range(step.n_seen + 1)
+    old, all_ = wide if protocol.old_with_background else base, narrow[0 if protocol.all_with_background else 1 :]
     ranges = {
-        "old": base,
-        "old_with_background": range(base.stop),
+        "old": old,
         "new": later,
-        "all": range(step.n_seen + 1),
-        "all_without_background": range(1, step.n_seen + 1),
+        "all": all_,
+        "old_with_background": wide,
+        "old_without_background": base,
+        "all_with_background": narrow,
+        "all_without_background": narrow[1:],
     }
+    means = {name: {"classes": _text(ids), "value": _json(mean_iou(iou, ids))} for name, ids in ranges.items()}
+    means["all"]["value"] = _json(mean_iou(iou, all_, drop_zero=protocol.drop_zero))
     table = np.full((len(earlier) + 1, step.n_seen + 1), np.nan)
     for row, values in zip(table, [*earlier, iou], strict=True):
         row[: len(values)] = np.asarray(values, dtype=np.float64)  # None becomes NaN
     drop = forgetting(table)
-    old = range(1, step.n_old + 1)
+    earlier_classes = range(1, step.n_old + 1)
     return {
-        "future_as": future_as,
-        "absent": absent,
         "absent_classes": [names[c] for c in range(step.n_seen + 1) if np.isnan(iou[c])],
         "pixels": int(seen.sum()),
         "iou": {names[c]: _json(iou[c]) for c in range(step.n_seen + 1)},
-        "miou": {name: {"classes": _text(ids), "value": _json(mean_iou(iou, ids))} for name, ids in ranges.items()},
+        "miou": means,
         "hiou": {
-            "classes": f"{_text(base)} and {_text(later)}" if later else None,
-            "value": _json(harmonic_mean(mean_iou(iou, base), mean_iou(iou, later))),
+            "classes": f"{_text(old)} and {_text(later)}" if later else None,
+            "value": _json(harmonic_mean(mean_iou(iou, old), mean_iou(iou, later))),
         },
         "pixel_accuracy": _json(pixel_accuracy(seen)),
-        "forgetting": {names[c]: _json(drop[c]) for c in old},
-        "forgetting_mean": _json(mean_iou(drop, old)),
+        "forgetting": {names[c]: _json(drop[c]) for c in earlier_classes},
+        "forgetting_mean": _json(mean_iou(drop, earlier_classes)),
         "forgetting_background": _json(drop[BACKGROUND]),
         "old_to_background": _json(share_predicted(seen, step.old)),
         "new_to_background": _json(share_predicted(seen, step.new)),

@@ -19,6 +19,7 @@ import papermill
 import torch
 from papermill.exceptions import PapermillExecutionError
 
+from cisskit.data import read_scenario
 from cisskit.errors import KitError, unknown
 from cisskit.files import write_text
 from cisskit.method import method_class
@@ -77,9 +78,13 @@ class Chain:
 
     method: str
     parameters: dict[str, Any]
-    steps: int
+    scenario: Scenario
     next: int = 0
     error: str = ""
+
+    @property
+    def steps(self) -> int:
+        return len(self.scenario.steps)
 
     @property
     def open(self) -> bool:
@@ -93,8 +98,8 @@ class Chain:
     @property
     def folder(self) -> Path:
         """The run folder of the next step."""
-        task = {**self.parameters, "step": self.next}
-        return folder_of(Path(self.parameters["runs"]), task)
+        given = self.parameters
+        return folder_of(Path(given["runs"]), self.scenario, given["protocol"], self.method, given["seed"], self.next)
 
 
 def chains(
@@ -108,14 +113,14 @@ def chains(
 
     overrides: method id (or "" for all) -> fields. common: further parameters of the method notebooks.
     """
-    task = Scenario.named(scenario, setting=common["setting"])
+    task = read_scenario(scenario, setting=common["setting"], root=common["data_root"])
     todo = []
     for seed in seeds:
         for method in methods:
             method_class(method)  # raises for a name that nothing answers to
             fields = {**overrides.get("", {}), **overrides.get(method, {})}
             parameters = {"scenario": task.text, "method": method, "seed": seed, "overrides": fields, **common}
-            chain = Chain(method, parameters, len(task.steps))
+            chain = Chain(method, parameters, task)
             check_parameters(method_notebook(method), [*parameters, "step"])
             for step in range(len(task.steps)):
                 chain.plan(step)

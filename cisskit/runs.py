@@ -35,7 +35,8 @@ from torch import Tensor
 from cisskit import __version__
 from cisskit.errors import KitError
 from cisskit.files import write_json, written_whole
-from cisskit.scenario import Scenario
+from cisskit.protocols import Protocol, from_settings
+from cisskit.scenario import Labels, Scenario
 
 FINISHED = ("config.json", "history.csv", "model.safetensors", "confusion.npy", "metrics.json")
 
@@ -80,7 +81,8 @@ class Run:
         Raises `KitError`, with the fields that differ, when the folder holds a run with other settings, and when the
         previous step is not finished or belongs to other settings.
         """
-        folder = folder_of(Path(root), settings)
+        which = (settings["protocol"]["name"], settings["method"], settings["seed"], settings["step"])
+        folder = folder_of(Path(root), _scenario(settings), *which)
         run = cls(folder, dict(settings))
         previous = run.previous
         if previous is not None and not previous.done:
@@ -114,6 +116,11 @@ class Run:
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError) as error:
             raise KitError(f"{folder} is not a run folder ({type(error).__name__}: {error}).") from error
+        if "protocol" not in settings:
+            raise KitError(
+                f"{folder} was made by an older cisskit, whose runs did not record their protocol. It is left alone; "
+                "choose another folder (--runs) and run it again."
+            )
         return cls(folder, settings)
 
     @property
@@ -147,7 +154,11 @@ class Run:
 
     @property
     def scenario(self) -> Scenario:
-        return Scenario.named(self.settings["scenario"], setting=self.settings["setting"])
+        return _scenario(self.settings)
+
+    @property
+    def protocol(self) -> Protocol:
+        return from_settings(self.settings)
 
     @property
     def done(self) -> bool:
@@ -226,12 +237,16 @@ class Run:
         return path
 
 
-def folder_of(root: Path, settings: Mapping[str, Any]) -> Path:
-    """Where a run with these settings lives."""
-    scenario = Scenario.named(settings["scenario"], setting=settings["setting"])
-    return (
-        root / f"{scenario.name}-{scenario.setting}" / settings["method"] / f"seed{settings['seed']}" / f"step{settings['step']}"
-    )
+def folder_of(root: Path, scenario: Scenario, protocol: str, method: str, seed: int, step: int) -> Path:
+    """Where a run lives. Other protocols than the kit's own have folders of their own."""
+    rules = "" if protocol == "clean" else f"-{protocol}"
+    return root / f"{scenario.name}-{scenario.setting}{rules}" / method / f"seed{seed}" / f"step{step}"
+
+
+def _scenario(settings: Mapping[str, Any]) -> Scenario:
+    own = settings["labels"]
+    labels = own and Labels(**{**own, "names": tuple(own["names"])})
+    return Scenario.named(settings["scenario"], setting=settings["setting"], labels=labels)
 
 
 def shared(settings: Mapping[str, Any]) -> dict[str, Any]:

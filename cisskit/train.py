@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cisskit.data import Batch, Data, TrainLoader, open_source
+from cisskit.data import Batch, Data, TrainLoader, open_source, read_scenario
 from cisskit.errors import KitError
 from cisskit.files import write_json, write_text, written_whole
 from cisskit.method import Context, Method, Recipe, changed, checked, configure, for_step, settings_of
-from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, summarise
+from cisskit.metrics import ConfusionMatrix, PseudoLabelQuality, class_iou, mean_iou, summarise
 from cisskit.models import Model, Output
+from cisskit.protocols import Protocol
+from cisskit.protocols import protocol as choose
 from cisskit.replay import Exemplar
 from cisskit.runs import Run, digest, folder_of, load_tensors, save_tensors
-from cisskit.scenario import Scenario
+from cisskit.scenario import DATASETS, Scenario
 from cisskit.schedules import one_cycle, poly, poly_lr, warm_poly
 
+CHOSEN = "checkpoint.json"
+"""Which iteration a protocol that chooses its checkpoint has kept."""
 LOG_EVERY = 20  # iterations between two looks at the losses; a look waits for the device
 
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = {  # (base rate, iteration, iterations) -> rate
@@ -48,27 +53,31 @@ def plan(
     weights: str = "imagenet",
     data_root: str = "",
     data_options: Mapping[str, Any] | None = None,
-    eval_size: str = "full",
-    future_as: str = "ignore",
+    protocol: str = "clean",
+    eval_size: str = "",
     overrides: Mapping[str, Any] | None = None,
     runs: Path | str = "runs",
 ) -> tuple[Method, Recipe, Data, dict[str, Any]]:
     """Everything that decides the result of one step, checked, before anything is written or trained.
 
     scenario, setting: see `Scenario.named`. arch: "" is the paper's network, a small one of its kind on the scenes.
-    weights: "imagenet", "none" or a file. overrides: fields of the method or of its recipe, see `for_step`. runs: where the step
-    before is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
+    weights: "imagenet", "none" or a file. protocol: how the result is scored, see `cisskit.protocols`; eval_size: another
+    size than the protocol's. overrides: fields of the method or of its recipe, see `for_step`. runs: where the step before
+    is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
     Raises `KitError` for anything unknown or missing.
     """
-    task = Scenario.named(scenario, setting=setting)
+    task = read_scenario(scenario, setting=setting, root=data_root)
+    rules = choose(protocol, task, eval_size=eval_size)
     now = task.step(step)
     paper, changes = configure(method, for_step(overrides or {}, step))
     arch = paper.arch(task, arch)
     recipe = changed(paper.recipe(task, now), changes)
-    data = _data(task, recipe, data_root, data_options or {}, eval_size, seed)
+    data = _data(task, recipe, data_root, data_options or {}, rules, seed)
     settings: dict[str, Any] = {
         "scenario": task.text,
         "setting": setting,
+        "labels": None if task.dataset in DATASETS else asdict(task.labels),
+        "protocol": rules.settings(),
         "method": method,
         "step": step,
         "seed": seed,
@@ -80,11 +89,10 @@ def plan(
         "data": data.describe(),
         "extras": [*paper.needs, *(name for name in paper.wants if data.offers(name))],
         "options": dict(data_options or {}),
-        "future_as": future_as,
         "previous": None,
     }
     if step > 0:
-        before = folder_of(Path(runs), {**settings, "step": step - 1})
+        before = folder_of(Path(runs), task, protocol, method, seed, step - 1)
         settings["previous"] = digest(dict(Run.load(before).settings)) if (before / "config.json").exists() else "missing"
     return paper, recipe, data, json.loads(json.dumps(settings))  # tuples become lists here, as they do in config.json
 
@@ -127,16 +135,16 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
     paper, _ = configure(settings["method"], settings["fields"])
     recipe = checked(Recipe, settings["recipe"], "recipe")
     root = data_root or run.place.get("data_root", "")
-    data = _data(run.scenario, recipe, root, settings["options"], settings["data"]["eval_size"], run.seed)
+    data = _data(run.scenario, recipe, root, settings["options"], run.protocol, run.seed)
     ctx = _context(run, paper, recipe, data, device, None)
     ctx.model.load_state_dict(run.weights())
     return ctx
 
 
-def _data(scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], eval_size: str, seed: int) -> Data:
+def _data(scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], rules: Protocol, seed: int) -> Data:
     source = open_source(scenario.dataset, root or None, **options)
     return Data(
-        scenario, source, crop=recipe.crop, augment=recipe.augment, ratio=recipe.ratio, eval_size=eval_size,
+        scenario, source, crop=recipe.crop, augment=recipe.augment, ratio=recipe.ratio, protocol=rules,
         batch_size=recipe.batch_size, seed=seed,
     )  # fmt: skip
 
@@ -181,7 +189,8 @@ def _train(ctx: Context, bar: bool) -> None:
     optimizer = _optimizer(method.param_groups(model, recipe, step), recipe)
     rates = [group["lr"] for group in optimizer.param_groups]
     log = _Log(ctx)
-    done = _resume(ctx, optimizer, log)
+    best = _Best(ctx, total)
+    done = _resume(ctx, optimizer, log, best)
     checkpoint = run.folder / "checkpoint.safetensors"
     model.train()
     shared = _share_trunk(ctx)
@@ -209,6 +218,7 @@ def _train(ctx: Context, bar: bool) -> None:
                 optimizer.step()
                 log.add(epoch, k, optimizer.param_groups[-1]["lr"], terms, batch.extra["names"])
                 tick.update()
+                best.look(k + 1)
                 if (k + 1) % LOG_EVERY == 0:
                     log.settle()
                     tick.set_postfix(loss=f"{log.last:.3f}")
@@ -216,12 +226,14 @@ def _train(ctx: Context, bar: bool) -> None:
             seconds = time.perf_counter() - began
             run.note(epoch=epoch + 1, epochs=recipe.epochs, loss=log.last, seconds=round(seconds, 2))
             if epoch + 1 < recipe.epochs:
-                save_tensors(
-                    checkpoint, _state(model, optimizer, log), {"settings": run.settings, "epochs": epoch + 1, "terms": log.names}
-                )
+                about = {"settings": run.settings, "epochs": epoch + 1, "terms": log.names, "best": best.note()}
+                save_tensors(checkpoint, _state(model, optimizer, log, best), about)
     loader.close()
     ctx.progress = 1.0
     write_text(run.folder / "history.csv", log.table().to_csv(index=False, float_format="%.6g"))
+    if best.weights:
+        write_json(run.folder / CHOSEN, best.note())
+        model.load_state_dict(best.weights)
     save_tensors(run.folder / "model.safetensors", model.state_dict(), run.settings)
     checkpoint.unlink(missing_ok=True)
 
@@ -265,18 +277,20 @@ def evaluate(ctx: Context) -> dict[str, Any]:
         raise KitError(f"{run.folder} has no trained model yet; call fit(ctx) before evaluate(ctx).")
     counter = ConfusionMatrix(len(ctx.scenario.classes), device=ctx.device)
     images, began = 0, time.perf_counter()
-    for batch, predicted in predictions(ctx, ctx.model):
+    for batch, predicted in predictions(ctx, ctx.model, which=run.protocol.test_images):
         counter.update(batch.label, predicted)
         images += len(batch.label)
     seconds = time.perf_counter() - began
     confusion = counter.numpy()
     earlier = _earlier(run)
-    metrics = summarise(confusion, ctx.scenario, ctx.step, future_as=run.settings["future_as"], earlier=earlier)
+    metrics = summarise(confusion, ctx.scenario, ctx.step, run.protocol, earlier=earlier)
     metrics |= {
         "test_images": images,
         "train_images": train_loader(ctx).n_images,
         "exemplars": len(ctx.memory),
-        "eval_size": ctx.data.eval_size,
+        "protocol": run.protocol.label,
+        "eval_size": run.protocol.eval_size,
+        "checkpoint": _checkpoint_note(run),
         "seconds_evaluation": round(seconds, 2),
         "device": _device_name(ctx.device),
     }
@@ -289,12 +303,46 @@ def evaluate(ctx: Context) -> dict[str, Any]:
     return run.metrics
 
 
-def predictions(ctx: Context, model: Model) -> Iterator[tuple[Batch, Tensor]]:
-    """(batch, predicted (B, H, W) learned ids) over the test images; batch.label holds the truth over all classes."""
+def predictions(ctx: Context, model: Model, *, which: str = "all", use: str = "truth") -> Iterator[tuple[Batch, Tensor]]:
+    """(batch, predicted (B, H, W) learned ids) over test images; ``batch.label`` holds the truth over all classes.
+
+    which, use: see `Data.test`.
+    """
     model.eval()
     with torch.inference_mode(), torch.autocast(ctx.device.type, torch.bfloat16, enabled=ctx.device.type == "cuda"):
-        for batch in ctx.data.test(ctx.step.index, device=ctx.device):
+        for batch in ctx.data.test(ctx.step.index, which=which, device=ctx.device, use=use):
             yield batch, ctx.method.predict(model(batch.image))
+
+
+class _Best:
+    """The checkpoint rule "best" of `Protocol`: weights, score and iteration of the best look at the current classes."""
+
+    def __init__(self, ctx: Context, total: int) -> None:
+        self.ctx = ctx
+        self.rule = ctx.run.protocol.checkpoint
+        self.every = max(100, total // 100)
+        self.iteration, self.score = 0, -1.0  # before the first iteration: whatever is looked at wins
+        self.weights: dict[str, Tensor] = self._copy() if self.rule == "best" else {}
+
+    def look(self, done: int) -> None:
+        """After ``done`` iterations: score the model when the rule asks for it, and remember its weights if they are the best."""
+        if self.rule == "last" or done % self.every:
+            return
+        ctx, rules = self.ctx, self.ctx.run.protocol
+        counter = ConfusionMatrix(ctx.step.n_seen + 1, device=ctx.device)
+        for batch, predicted in predictions(ctx, ctx.model, which="current", use="train"):
+            counter.update(batch.label, predicted)
+        current = ctx.step.new if ctx.step.index > 0 else slice(0, ctx.step.n_seen + 1)
+        score = mean_iou(class_iou(counter.numpy(), rules.absent, rules.epsilon), current)
+        if score > self.score:
+            self.iteration, self.score, self.weights = done, score, self._copy()
+        ctx.model.train()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.ctx.model.state_dict().items()}
+
+    def note(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, "score": self.score if self.score >= 0 else None}
 
 
 def _networks(ctx: Context) -> tuple[Model | None, Model]:
@@ -343,15 +391,15 @@ def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Opti
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
 
 
-def _state(model: Model, optimizer: torch.optim.Optimizer, log: "_Log") -> dict[str, Tensor]:
+def _state(model: Model, optimizer: torch.optim.Optimizer, log: "_Log", best: "_Best") -> dict[str, Tensor]:
     """Model, optimizer and history as flat tensors, for a safetensors checkpoint."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.weights.items()}
     for index, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in entry.items() if v is not None}
     return tensors | {"history": torch.tensor(log.rows, dtype=torch.float64)}
 
 
-def _resume(ctx: Context, optimizer: torch.optim.Optimizer, log: "_Log") -> int:
+def _resume(ctx: Context, optimizer: torch.optim.Optimizer, log: "_Log", best: "_Best") -> int:
     """Load the checkpoint of an interrupted step, if there is one; returns the epochs that are done."""
     file = ctx.run.folder / "checkpoint.safetensors"
     if not file.exists():
@@ -369,6 +417,8 @@ def _resume(ctx: Context, optimizer: torch.optim.Optimizer, log: "_Log") -> int:
             if value.shape == parameter.shape:
                 entry[name] = torch.empty_like(parameter).copy_(value)
     log.names, log.rows = about["terms"], tensors["history"].tolist()
+    best.weights = {k.removeprefix("best."): v.to(ctx.device) for k, v in tensors.items() if k.startswith("best.")}
+    best.iteration, best.score = about["best"]["iteration"], -1.0 if about["best"]["score"] is None else about["best"]["score"]
     return about["epochs"]
 
 
@@ -445,6 +495,13 @@ def _weights_key(weights: str) -> Any:
     if not path.is_file():
         raise KitError(f"no weights at {weights}. Pass the path of a state-dict file, 'imagenet', or 'none' for random weights.")
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+
+
+def _checkpoint_note(run: Run) -> dict[str, Any]:
+    """Which weights were scored: the rule, and under "best" the iteration and its score on the current classes."""
+    file = run.folder / CHOSEN
+    rule = {"rule": run.protocol.checkpoint}
+    return rule | json.loads(file.read_text(encoding="utf-8")) if file.exists() else rule
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from cisskit.pipeline import chains, run_chains
 from cisskit.views.tables import BENCHMARK_COLUMNS, ablation_table, family_of
 
 COMMON = {
-    "setting": "overlap", "device": "cpu", "data_root": "", "arch": "", "weights": "none", "eval_size": "full",
+    "setting": "overlap", "device": "cpu", "data_root": "", "arch": "", "weights": "none", "protocol": "clean", "eval_size": "",
     "data_options": {"train": 24, "heldout": 4, "test": 4},
 }  # fmt: skip
 QUICK = {"": {"epochs": 1, "batch_size": 8}}
@@ -60,7 +60,7 @@ def test_the_page_says_who_is_above_the_baselines_and_who_is_not(tmp_path):
         table(ft=(0.0, 0.01), lwf=(0.5, 0.52), dkd=(0.85, 0.86), idec=(0.4, 0.4), idec_described=(0.52, 0.53))
     )
     assert "toy-5-2, old [1-5]: FT 0.5, LwF 51.0." in page and "- DKD 85.5: clearly above both." in page
-    assert "- IDEC (released) 40.0, IDEC (described) 52.5: **not clearly above both.**" in page
+    assert "- IDEC (released) 40.0, IDEC (described) 52.5: IDEC (described) is **not clearly above both.**" in page
     assert "| DKD | dkd | toy | 85.5 ± 0.7 |" in page
     assert "{" not in page
 

@@ -14,7 +14,8 @@ import cisskit.data.toy
 from cisskit.data import Data, Source, Toy, kept, label_table, open_source, renumber, select, select_test, shows, step_table
 from cisskit.data.transforms import crop_box, crop_resize, normalise, scale_crop
 from cisskit.errors import KitError
-from cisskit.scenario import CLASS_NAMES, Scenario
+from cisskit.protocols import protocol
+from cisskit.scenario import DATASETS, Scenario
 
 SMALL = {"train": 60, "heldout": 5, "test": 22}
 
@@ -131,7 +132,7 @@ def test_properties_of_the_settings(seed):
 def test_an_empty_step_is_named():
     with pytest.raises(KitError, match=r"step 1 of .* has no training image: none of the 7 images") as caught:
         select(presence_of(*[[1]] * 7), Scenario("toy", ((1,), (2,))), 1)
-    assert f"{CLASS_NAMES['toy'][1]} (2)" in str(caught.value)
+    assert f"{DATASETS['toy'].names[1]} (2)" in str(caught.value)
     with pytest.raises(KitError, match="without a class of a later step"):
         select(presence_of([1, 2]), Scenario("toy", ((1,), (2,)), "disjoint"), 0)
 
@@ -431,7 +432,7 @@ def test_evaluation_of_seen_images_only(toy):
 
 
 def test_evaluation_crop_cuts_labels_too(toy):
-    data = Data(Scenario.named("toy-5-2"), toy, eval_size="crop32", batch_size=4)
+    data = Data(Scenario.named("toy-5-2"), toy, protocol=protocol("clean", Scenario.named("toy-5-2"), "crop32"), batch_size=4)
     batch = next(data.test(2))
     assert batch.image.shape == (4, 3, 32, 32) and batch.label.shape == (4, 32, 32)
 
@@ -454,7 +455,7 @@ def test_description_is_json_and_decides(data, toy):
     assert said == Data(data.scenario, Toy(**SMALL), batch_size=8, seed=3, workers=2).describe()  # workers decide nothing
     assert said["augment"] == "area" and said["ratio"] == 1
     for other in (
-        {"crop": 32}, {"eval_size": "crop32"}, {"seed": 4}, {"batch_size": 4}, {"augment": "scale"}, {"ratio": 0.5},
+        {"crop": 32}, {"seed": 4}, {"batch_size": 4}, {"augment": "scale"}, {"ratio": 0.5},
     ):  # fmt: skip
         assert said != Data(data.scenario, toy, **{"batch_size": 8, "seed": 3} | other).describe()
     assert said["fingerprint"] != Data(data.scenario, Toy(**SMALL, seed=1)).describe()["fingerprint"]
@@ -505,7 +506,7 @@ def _blank(count):
     ("options", "words"),
     [
         ({"crop": 0}, "crop=0"), ({"batch_size": 0}, "batch_size=0"), ({"workers": -1}, "workers=-1"), ({"seed": -1}, "seed=-1"),
-        ({"crop": 22.5}, "whole number"), ({"eval_size": "512"}, "crop512"), ({"augment": "scales"}, "Did you mean 'scale'"),
+        ({"crop": 22.5}, "whole number"), ({"augment": "scales"}, "Did you mean 'scale'"),
         ({"ratio": 0}, "ratio=0 is the share"), ({"ratio": 1.5}, "at most 1"),
     ],
 )  # fmt: skip

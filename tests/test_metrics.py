@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from cisskit.metrics import (
     stolen_by,
     summarise,
 )
+from cisskit.protocols import protocol
 from cisskit.scenario import Scenario
 
 NAN = float("nan")
@@ -287,14 +289,15 @@ STEP1 = np.array([
 
 
 def test_summary_by_hand(scenario):
-    out = summarise(STEP1, scenario, scenario.step(1), earlier=[[0.9, 0.75, None]])
+    out = summarise(STEP1, scenario, scenario.step(1), protocol("clean", scenario), earlier=[[0.9, 0.75, None]])
     iou = [90 / 103, 4 / 15, None, 8 / 10]
     assert list(out["iou"]) == ["background", "aeroplane", "bicycle", "bird"]
     assert list(out["iou"].values()) == pytest.approx(iou)
-    assert out["absent_classes"] == ["bicycle"] and out["absent"] == "nan" and out["future_as"] == "ignore"
+    assert out["absent_classes"] == ["bicycle"]
     assert out["pixels"] == 115
     assert {name: mean["classes"] for name, mean in out["miou"].items()} == {
-        "old": "1-2", "old_with_background": "0-2", "new": "3", "all": "0-3", "all_without_background": "1-3",
+        "old": "1-2", "new": "3", "all": "0-3", "old_with_background": "0-2", "old_without_background": "1-2",
+        "all_with_background": "0-3", "all_without_background": "1-3",
     }  # fmt: skip
     values = {name: mean["value"] for name, mean in out["miou"].items()}
     assert values["old"] == pytest.approx(4 / 15)
@@ -312,7 +315,9 @@ def test_summary_by_hand(scenario):
 
 
 def test_summary_with_other_conventions(scenario):
-    out = summarise(STEP1, scenario, scenario.step(1), future_as="background", absent="zero")
+    out = summarise(
+        STEP1, scenario, scenario.step(1), replace(protocol("clean", scenario), future_as="background", absent="zero")
+    )
     assert out["pixels"] == 125
     assert out["iou"]["background"] == pytest.approx(97 / 113)
     assert out["iou"]["bicycle"] == 0 and out["absent_classes"] == []
@@ -322,7 +327,7 @@ def test_summary_with_other_conventions(scenario):
 def test_summary_of_step_0_has_no_new_classes(scenario):
     confusion = np.diag([5, 4, 3, 0, 0])
     confusion[3, 1] = 9  # a future object taken for class 1: not scored
-    out = summarise(confusion, scenario, scenario.step(0))
+    out = summarise(confusion, scenario, scenario.step(0), protocol("clean", scenario))
     assert out["miou"]["new"] == {"classes": None, "value": None} == out["hiou"]
     assert out["miou"]["all"] == {"classes": "0-2", "value": 1}
     assert out["forgetting"] == {} and out["forgetting_mean"] is None and out["forgetting_background"] is None
@@ -331,12 +336,12 @@ def test_summary_of_step_0_has_no_new_classes(scenario):
 
 def test_summary_of_joint_training_has_old_and_new(scenario):
     joint = Scenario(scenario.dataset, scenario.groups, "joint")
-    out = summarise(np.diag([5, 4, 3, 2, 1]), joint, joint.step(0))
+    out = summarise(np.diag([5, 4, 3, 2, 1]), joint, joint.step(0), protocol("clean", joint))
     assert out["miou"]["old"]["classes"] == "1-2" and out["miou"]["new"] == {"classes": "3-4", "value": 1}
     assert out["hiou"]["classes"] == "1-2 and 3-4" and out["forgetting"] == {}
 
 
 def test_summary_compares_with_the_best_earlier_step(scenario):
     earlier = [[0.9, 0.5, 0.6], np.array([0.9, 0.7, 0.4, 0.3])]
-    out = summarise(np.diag([1, 1, 1, 1, 1]), scenario, scenario.step(2), earlier=earlier)
+    out = summarise(np.diag([1, 1, 1, 1, 1]), scenario, scenario.step(2), protocol("clean", scenario), earlier=earlier)
     assert out["forgetting"] == pytest.approx({"aeroplane": -0.3, "bicycle": -0.4, "bird": -0.7})

@@ -12,10 +12,11 @@ import pytest
 from cisskit import pipeline
 from cisskit.errors import KitError
 from cisskit.pipeline import Chain, chains, check_parameters, execute, run_chains
+from cisskit.scenario import Scenario
 
 COMMON = {
     "setting": "overlap", "device": "cpu", "data_root": "", "data_options": {"train": 24, "heldout": 4, "test": 6}, "arch": "",
-    "weights": "none", "eval_size": "full",
+    "weights": "none", "protocol": "clean", "eval_size": "",
 }  # fmt: skip
 PARAMETERS = """method: str = "ft"
 scenario: str = "toy-5-4"
@@ -27,7 +28,8 @@ data_root: str = ""
 data_options: dict = {}
 arch: str = ""
 weights: str = "none"
-eval_size: str = "full"
+protocol: str = "clean"
+eval_size: str = ""
 device: str = ""
 overrides: dict = {}"""
 BODY = """from cisskit.train import begin, evaluate, fit
@@ -135,7 +137,7 @@ def test_equal_first_steps_never_run_at_the_same_time(monkeypatch):
 
     monkeypatch.setattr(pipeline, "_step", step)
     monkeypatch.setattr(pipeline, "_key", lambda c: f"{c.method}{c.next}" if c.next or c.method == "dkd" else "cross-entropy")
-    todo = [Chain(m, {"seed": 0}, 3) for m in ("ft", "mib", "dkd")]
+    todo = [Chain(m, {"seed": 0}, Scenario.named("toy-5-2")) for m in ("ft", "mib", "dkd")]
     assert run_chains(todo, jobs=2, say=lambda text: None)
     assert not any({("ft", 0), ("mib", 0)} <= at_once for at_once in seen)
     assert {("ft", 0), ("dkd", 0)} in seen and max(map(len, seen)) == 2 and len(seen) == 9

@@ -3,7 +3,7 @@
 import pytest
 
 from cisskit.errors import KitError
-from cisskit.scenario import CLASS_NAMES, Scenario, Step
+from cisskit.scenario import DATASETS, Scenario, Step
 
 
 def test_steps_of_toy_5_2_by_hand():  # 5 + 2 + 2 classes: channel 0 background, 1..5, 6..7, 8..9
@@ -64,7 +64,9 @@ def test_joint_has_one_step_with_every_class():
 
 
 def test_class_counts():
-    assert {name: len(classes) for name, classes in CLASS_NAMES.items()} == {"toy": 9, "voc": 20, "isprs": 5}
+    assert {name: len(labels.names) for name, labels in DATASETS.items()} == {
+        "toy": 9, "voc": 20, "ade": 150, "isprs": 5, "isprs_compat": 4, "camvid": 11,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from cisskit.data.scenes import CLASSES, DOMAINS, MIN_VISIBLE, PALETTE, SIZES, SPLITS, scene, scenes
 from cisskit.errors import KitError
 from cisskit.models.toy import CHANNELS, STAGE_CHANNELS, STAGE_STRIDES, STRIDE, ToyBackbone, ToyDecoder
-from cisskit.scenario import CLASS_NAMES, Scenario
+from cisskit.scenario import DATASETS, Scenario
 
 SHARES = [61.63, 4.65, 5.05, 3.43, 4.64, 3.98, 4.37, 4.32, 4.34, 3.58]  # % of all pixels, by label
 OBJECTS = 1432
@@ -85,7 +85,7 @@ def test_a_domain_is_another_light_on_the_same_things():
 
 
 def test_names_and_palette_fit_the_classes():
-    assert CLASS_NAMES["toy"] == tuple(f"{texture} {shape}" for texture, shape in CLASSES)
+    assert DATASETS["toy"].names == tuple(f"{texture} {shape}" for texture, shape in CLASSES)
     assert PALETTE.shape == (10, 3) and PALETTE.dtype == np.uint8
     assert len({tuple(colour) for colour in PALETTE.tolist()}) == 10
 

@@ -13,6 +13,7 @@ LAYERS = (  # a module may import from its own layer's left only
     ("errors",),
     ("files",),
     ("scenario", "schedules"),
+    ("protocols",),
     ("losses", "metrics", "replay", "pseudo", "semantics", "models", "data", "doctor"),
     ("method", "methods", "runs"),
     ("train",),

@@ -15,6 +15,7 @@ from PIL import Image
 from cisskit.data import Batch, Data, Toy
 from cisskit.errors import KitError
 from cisskit.method import available
+from cisskit.protocols import protocol
 from cisskit.runs import Run, find_runs
 from cisskit.scenario import Scenario, Step
 from cisskit.train import begin, evaluate, fit, restore, train_loader
@@ -176,7 +177,7 @@ def test_chosen_images_hide_most():
 
 
 def test_test_pictures_show_old_and_new_together():
-    data = Data(TASK, Toy(train=1, heldout=1, test=30), eval_size="crop32")
+    data = Data(TASK, Toy(train=1, heldout=1, test=30), protocol=protocol("clean", TASK, "crop32"))
     for picture in masks.test_pictures(data, TASK.step(1), 3):
         present = set(np.unique(picture.truth).tolist())
         assert picture.truth.shape == picture.image.shape[1:] == (32, 32)
@@ -250,7 +251,7 @@ def test_chain_and_class_tables(groups):
 @runs_needed
 def test_protocol_says_under_which_rules(runs):
     text = tables.protocol(runs)
-    for word in ("toy-5-2 (5 + 2 + 2", "overlap", "future_as = ignore", "evaluation size full", "[1-5]", "[6-9]", "Seeds: 0, 1"):
+    for word in ("toy-5-2 (5 + 2 + 2", "overlap", "future_as = ignore", "Protocol clean", "[1-5]", "[6-9]", "Seeds: 0, 1"):
         assert word in text
 
 

@@ -19,6 +19,7 @@ from cisskit.data import Data, arrivals, open_source, select, select_test, shows
 from cisskit.data import voc as module
 from cisskit.data.voc import voc_palette
 from cisskit.errors import KitError
+from cisskit.protocols import protocol
 from cisskit.scenario import Scenario
 from data_prep import voc as prep
 from data_prep.__main__ import main
@@ -474,7 +475,7 @@ def unpacked(shared, name, folder):
 def test_real_photographs_load(shared, tmp_path, name):
     source = open_source("voc", unpacked(shared, name, tmp_path / "real"))
     scenario = Scenario.named("voc:person,chair,sofa,car,dog,cat/horse,cow/sheep,pottedplant/bottle,tvmonitor")
-    data = Data(scenario, source, crop=96, eval_size="crop96", batch_size=4)
+    data = Data(scenario, source, crop=96, protocol=protocol("clean", scenario, "crop96"), batch_size=4)
     assert len(data.describe()["images_per_step"]) == 4
     train, test = next(data.train(1).epoch(0)), next(data.test(1))
     assert train.image.shape == test.image.shape == (4, 3, 96, 96)

@@ -1,7 +1,6 @@
 """Images as they are labelled at a step: `open_source` reads a data set, `Data` puts a scenario on it."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cisskit.data.base import (
     arrivals,
     kept,
     label_table,
+    partition,
     renumber,
     select,
     select_test,
@@ -22,12 +22,13 @@ from cisskit.data.base import (
 from cisskit.data.toy import Toy
 from cisskit.data.voc import Voc
 from cisskit.errors import KitError, unknown
+from cisskit.scenario import Scenario
 
-SOURCES: dict[str, Callable[..., Source]] = {"toy": Toy, "voc": Voc}
+SOURCES: dict[str, Any] = {"toy": Toy, "voc": Voc}  # subclasses of `Source`, each with its own arguments
 
 __all__ = [
     "SOURCES", "Batch", "Data", "Source", "Toy", "TrainLoader", "Voc", "arrivals", "kept", "label_table", "open_source",
-    "renumber", "select", "select_test", "shows", "step_table",
+    "partition", "read_scenario", "renumber", "select", "select_test", "shows", "step_table",
 ]  # fmt: skip
 
 
@@ -54,3 +55,11 @@ def open_source(dataset: str, root: str | Path | None = None, **options: Any) ->
             f"`python -m data_prep {dataset} --root DATA` makes one."
         )
     return kind(root, **options)
+
+
+def read_scenario(text: str, *, setting: str = "overlap", root: str | Path | None = None) -> Scenario:
+    """`Scenario.named`, also for data that bring their own classes: those are read from ``root``."""
+    dataset = text.partition(":")[0].partition("-")[0]
+    if dataset not in SOURCES or (labels := SOURCES[dataset].own_labels(root)) is None:
+        return Scenario.named(text, setting=setting)
+    return Scenario.named(text, setting=setting, labels=labels)

@@ -9,6 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -27,7 +28,9 @@ from cisskit.data.transforms import (
     scale_crop,
 )
 from cisskit.errors import KitError, first_ten, unknown
-from cisskit.scenario import BACKGROUND, IGNORE, Scenario
+from cisskit.protocols import Protocol
+from cisskit.protocols import protocol as choose
+from cisskit.scenario import BACKGROUND, IGNORE, Labels, Scenario
 
 Sees = Literal["step", "seen"]
 """``step``: images and labels of one step. ``seen``: of all steps so far, for the joint upper bound."""
@@ -69,6 +72,15 @@ class Source(ABC):
     """Every object is a class, so that saliency is simply "label > 0" (the scenes)."""
     palette: NDArray[np.uint8]
     """(256, 3) colour of each original id."""
+
+    @classmethod
+    def own_labels(cls, root: str | Path | None) -> Labels | None:
+        """The classes that the files of a data set bring along; None for one whose classes are known."""
+        return None
+
+    def allowed(self, scenario: Scenario) -> NDArray[np.bool_] | None:
+        """(n, T): the steps that a training image may belong to, in increments of domain; None when it may to all."""
+        return None
 
     @abstractmethod
     def names(self, split: str) -> tuple[str, ...]:
@@ -158,12 +170,12 @@ def arrivals(scenario: Scenario, step: int) -> tuple[tuple[int, ...], tuple[int,
     return order[: now.n_old], order[now.n_old : now.n_seen], order[now.n_seen :]
 
 
-def step_table(scenario: Scenario, step: int, use: str) -> Tensor:
+def step_table(scenario: Scenario, step: int, use: str, void: int = IGNORE) -> Tensor:
     """The `label_table` of a step.
 
     use: ``train`` = current classes are told, the rest is background (the setting ``sequential`` tells old ones too);
     ``train_seen`` and ``val`` = old and current; ``truth`` = all classes of the scenario, for the confusion matrix.
-    Classes outside the scenario are background, 255 stays.
+    void: what 255 becomes. Classes outside the scenario are background.
     """
     if use not in USES:
         raise unknown("use of labels", use, USES)
@@ -174,7 +186,7 @@ def step_table(scenario: Scenario, step: int, use: str) -> Tensor:
     if use == "truth":
         told += future
     learned = {original: k + 1 for k, original in enumerate(scenario.order)}
-    return label_table({c: learned[c] for c in told})
+    return label_table({c: learned[c] for c in told}, void=void)
 
 
 def shows(presence: NDArray[np.bool_], classes: Sequence[int]) -> NDArray[np.bool_]:
@@ -182,42 +194,70 @@ def shows(presence: NDArray[np.bool_], classes: Sequence[int]) -> NDArray[np.boo
     return np.asarray(presence[:, list(classes)].any(axis=1))
 
 
-def select(presence: NDArray[np.bool_], scenario: Scenario, step: int, sees: Sees = "step") -> NDArray[np.bool_]:
+def partition(presence: NDArray[np.bool_], scenario: Scenario) -> NDArray[np.int64]:
+    """(n,): the one step of each image in the setting ``partitioned``, -1 for images that show no class of the scenario.
+
+    Each image draws one of the classes it shows, all alike, and belongs to that class's step; the draw depends on its position
+    in the list alone. [K] The published lists ("Towards Realistic", and MiB's for ADE20K) cannot be computed, their draws are
+    lost; on VOC 15-1 this rule expects 9049, 265, 264, 251, 425 and 327 images, where the former has 9031, 254, 266, 270,
+    434 and 327.
+    """
+    shown = presence[:, list(scenario.order)]  # (n, classes in order of arrival)
+    draw = np.random.RandomState(0).random_sample(len(presence))  # its numbers are promised for ever
+    nth = (draw * shown.sum(axis=1)).astype(np.int64) + 1
+    drawn = (np.cumsum(shown, axis=1) >= nth[:, None]).argmax(axis=1)
+    step_of = np.repeat(np.arange(len(scenario.groups)), [len(group) for group in scenario.groups])
+    return np.where(shown.any(axis=1), step_of[drawn], -1)
+
+
+def select(
+    presence: NDArray[np.bool_], scenario: Scenario, step: int, sees: Sees = "step", allowed: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
     """(n,): which training images belong to a step. presence: (n, 256).
 
-    overlap: shows a current class. disjoint, sequential: and no class of a later step. joint: every image.
-    ``sees="seen"``: images of this step and all before. Raises `KitError` when there is none.
+    overlap: shows a current class. disjoint, sequential: and no class of a later step. partitioned: see `partition`.
+    joint: every image. ``sees="seen"``: images of this step and all before.
+    allowed: (n, T), the steps that an image may belong to at all (increments of domain); None allows all.
+    Raises `KitError` when there is none.
     """
     if sees not in ("step", "seen"):
         raise unknown("value of sees", sees, ("step", "seen"))
     _, current, future = arrivals(scenario, step)
     if scenario.setting == "joint":
         chosen = np.ones(len(presence), dtype=bool)
+    elif scenario.setting == "partitioned":
+        chosen = partition(presence, scenario) == step
     else:
         chosen = shows(presence, current)
         if scenario.setting != "overlap":
             chosen &= ~shows(presence, future)
+    if allowed is not None:
+        chosen = chosen & (allowed.any(axis=1) if scenario.setting == "joint" else allowed[:, step])
     if not chosen.any():
         names = [f"{scenario.classes[scenario.order.index(c) + 1]} ({c})" for c in current]
+        why = {"overlap": "", "joint": "", "partitioned": " and was drawn for this step"}
         raise KitError(
             f"step {step} of {scenario.name!r} ({scenario.setting}) has no training image: none of the {len(presence)} images "
-            f"shows {', '.join(names)}{'' if scenario.setting == 'overlap' else ' without a class of a later step'}. "
+            f"shows {', '.join(names)}{why.get(scenario.setting, ' without a class of a later step')}. "
             "Choose other classes, another order or the setting 'overlap', or add images."
         )
     if sees == "seen":
         for earlier in range(step):
-            chosen = chosen | select(presence, scenario, earlier)
+            chosen = chosen | select(presence, scenario, earlier, allowed=allowed)
     return chosen
 
 
 def select_test(presence: NDArray[np.bool_], scenario: Scenario, step: int, which: str = "all") -> NDArray[np.bool_]:
-    """(n,): which images are evaluated after a step: ``all``, or those that show a ``seen`` class (MiB, PLOP, DKD)."""
+    """(n,): which images are evaluated after a step.
+
+    which: ``all`` images, those that show a ``seen`` class (MiB, PLOP, DKD), or a ``current`` one (to compare checkpoints).
+    """
     if which == "all":
         return np.ones(len(presence), dtype=bool)
-    if which != "seen":
-        raise unknown("choice of test images", which, ("all", "seen"))
+    if which not in ("seen", "current"):
+        raise unknown("choice of test images", which, ("all", "seen", "current"))
     old, current, _ = arrivals(scenario, step)
-    return shows(presence, old + current)
+    return shows(presence, current if which == "current" else old + current)
 
 
 def kept(n: int, ratio: float) -> int:
@@ -432,14 +472,15 @@ class Data:
     crop: side of the random training crop; None trains on the images as they are. augment: how it is found, see `Augment`.
     ratio: share of their images that steps after the first keep, the first ones in the order of the split (`kept`): LAG's
     data-limited protocol.
-    eval_size: ``"full"``, or ``"crop512"`` (any side): shorter side 512, centre crop.
+    protocol: what void becomes in training, and the evaluation size: ``"full"``, or ``"crop512"`` (any side): shorter side 512,
+    centre crop. None is the kit's own, "clean".
     batch_size: of training, and the largest of evaluation. seed: order, crops and flips.
     workers: loader processes; changes speed, never a batch.
     """
 
     def __init__(
         self, scenario: Scenario, source: Source, *, crop: int | None = None, augment: Augment = "area", ratio: float = 1.0,
-        eval_size: str = "full", batch_size: int = 16, seed: int = 0, workers: int = 0,
+        protocol: Protocol | None = None, batch_size: int = 16, seed: int = 0, workers: int = 0,
     ) -> None:  # fmt: skip
         if scenario.dataset != source.dataset:
             raise KitError(
@@ -455,13 +496,15 @@ class Data:
             raise KitError(f"ratio={ratio!r} is the share of a step's images that are kept: choose a number above 0, at most 1.")
         self.scenario, self.source = scenario, source
         self.augment, self.ratio = augment, ratio
-        self.crop, self.eval_size, self.batch_size = crop, eval_size, batch_size
+        self.protocol = protocol or choose("clean", scenario)
+        self.crop, self.batch_size = crop, batch_size
         self.seed, self.workers = seed, workers
-        self._eval_side = evaluation_side(eval_size)
+        self._eval_side = evaluation_side(self.protocol.eval_size)
 
     def members(self, step: int, sees: Sees = "step") -> NDArray[np.int64]:
         """Positions of the step's images in the split ``train``. Raises `KitError` when there is none."""
-        found = np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees))
+        allowed = self.source.allowed(self.scenario)
+        found = np.flatnonzero(select(self.source.presence("train"), self.scenario, step, sees, allowed))
         return found[: max(1, kept(len(found), self.ratio))] if step > 0 and sees == "step" else found
 
     def train(
@@ -488,11 +531,12 @@ class Data:
                     f"the {len(indices)} images of step {step} have {len(sizes)} different sizes and cannot share a batch. "
                     "Give a training crop, for instance crop=224 (or batch_size=1)."
                 )
-        table = step_table(self.scenario, step, "train" if sees == "step" else "train_seen")
+        void = self.protocol.void_in_training
+        table = step_table(self.scenario, step, "train" if sees == "step" else "train_seen", void)
         return TrainLoader(
             self.source, indices, len(replayed), table,
             crop=self.crop, augment=self.augment, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
-            replay=replay, memory_table=step_table(self.scenario, step, "train_seen") if replay == "half" else None,
+            replay=replay, memory_table=step_table(self.scenario, step, "train_seen", void) if replay == "half" else None,
             extras={name: self._extra_table(name, step) for name in extras},
         )  # fmt: skip
 
@@ -512,17 +556,19 @@ class Data:
         return table
 
     def test(
-        self, step: int, split: str = "test", which: str = "all", device: torch.device | str = "cpu"
+        self, step: int, split: str = "test", which: str = "all", device: torch.device | str = "cpu", *, use: str = "truth"
     ) -> Iterator[Batch]:  # fmt: skip
         """Evaluation batches after a step; labels hold every class of the scenario, the future ones too (``truth``).
 
-        which: ``all`` images, or those with a ``seen`` class. Batches hold images of one size; their order means nothing.
+        which: see `select_test`. use: see `step_table`; "train" also treats void as training does. Batches hold images of one
+        size; their order means nothing.
         """
         chosen = np.flatnonzero(select_test(self.source.presence(split), self.scenario, step, which))
         if not len(chosen):
-            raise KitError(f"no {split} image of {self.source.dataset!r} shows a class seen at step {step}; use which='all'.")
+            raise KitError(f"no {split} image of {self.source.dataset!r} shows a {which} class at step {step}; use which='all'.")
         device = torch.device(device)
-        finish = _Finish(self.source, step_table(self.scenario, step, "truth"), device)
+        void = self.protocol.void_in_training if use == "train" else IGNORE
+        finish = _Finish(self.source, step_table(self.scenario, step, use, void), device)
         groups = [chosen]
         if self._eval_side is None:
             sizes, group_of = np.unique(self.source.sizes(split)[chosen], axis=0, return_inverse=True)
@@ -569,7 +615,6 @@ class Data:
             "crop": self.crop,
             "augment": self.augment,
             "ratio": self.ratio,
-            "eval_size": self.eval_size,
             "batch_size": self.batch_size,
             "seed": self.seed,
         }

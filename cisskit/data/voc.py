@@ -29,13 +29,13 @@ from torch.utils.data import get_worker_info
 from cisskit.data.base import Source
 from cisskit.errors import KitError, first_ten, unknown
 from cisskit.files import written_whole
-from cisskit.scenario import CLASS_NAMES, IGNORE
+from cisskit.scenario import DATASETS, IGNORE
 
 LISTS = "ImageSets/Segmentation"
 IMAGES = "JPEGImages"
 LABELS = ("SegmentationClassAug", "SegmentationClass")
 """Label folders, the better one first."""
-VALUES = frozenset(range(len(CLASS_NAMES["voc"]) + 1)) | {IGNORE}
+VALUES = frozenset(range(len(DATASETS["voc"].names) + 1)) | {IGNORE}
 DAMAGED = (OSError, SyntaxError, ValueError)
 """What Pillow raises for a truncated or broken file."""
 _INDEX_FORMAT = 1

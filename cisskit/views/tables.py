@@ -64,7 +64,17 @@ def value(run: Run, *keys: str) -> float:
 
 
 def by_method(runs: Iterable[Run]) -> dict[str, list[Chain]]:
-    """Chains per method, one per seed, methods in the order of legends. Runs of one scenario and setting."""
+    """Chains per method, one per seed, methods in the order of legends. Runs of one scenario and setting.
+
+    Raises `KitError` for runs of several protocols: their numbers do not mean the same.
+    """
+    runs = list(runs)
+    labels = sorted({run.protocol.label for run in runs})
+    if len(labels) > 1:
+        raise KitError(
+            f"these runs were scored by several protocols ({'; '.join(labels)}), so their numbers cannot stand side by side. "
+            "Choose the runs of one, or ask for a table that names them: results(runs, across_protocols=True)."
+        )
     found: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         found.setdefault((str(run.settings["method"]), run.seed), []).append(run)
@@ -72,13 +82,20 @@ def by_method(runs: Iterable[Run]) -> dict[str, list[Chain]]:
     return {method: [c for c in chains if c.method == method] for method in in_order(c.method for c in chains)}
 
 
-def results(runs: list[Run]) -> pd.DataFrame:
+def results(runs: list[Run], *, across_protocols: bool = False) -> pd.DataFrame:
     """The last step of every chain, one row per method: percent, mean ± standard deviation when there are several seeds.
 
     Column heads name the classes they average (learned ids). "old" are the base classes and "new" all later ones, as in
     the papers; "old → bg" and "forgetting" are about all classes of earlier steps. "all, mean of steps" averages "all"
     after every step. A chain that ended early has a row of its own, with the class ranges in its cells.
+    across_protocols: put numbers of several protocols into one table, each labelled; otherwise `KitError`, see `by_method`.
     """
+    if across_protocols:
+        labels = sorted({run.protocol.label for run in runs})
+        tables = [results([run for run in runs if run.protocol.label == label]) for label in labels]
+        for label, table in zip(labels, tables, strict=True):
+            table.insert(1, "protocol", label)
+        return pd.concat(tables, ignore_index=True).fillna(MISSING)
     groups = by_method(runs)
     last = max((chain.last for chains in groups.values() for chain in chains), key=lambda run: run.step)
     rows = []
@@ -195,19 +212,22 @@ def protocol(runs: Sequence[Run]) -> str:
     last = max(runs, key=lambda run: run.step)
     scenario, settings, metrics = last.scenario, last.settings, last.metrics
     sizes = " + ".join(str(len(group)) for group in scenario.groups)
-    future = "left out" if metrics["future_as"] == "ignore" else "counted as background"
+    rules = last.protocol
+    future = "left out" if rules.future_as == "ignore" else "counted as background"
     without = (run.settings for run in runs if run.settings["fields"].get("saliency") and not run.settings["extras"])
     blind = sorted({method_title(each["method"]) for each in without})
     maps = f" There are no saliency maps: all unlabelled pixels are unknown to {', '.join(blind)}." if blind else ""
     used = {method_title(r.settings["method"]): (r.settings["method"], r.settings["fields"].get("mode")) for r in runs}
     modes = "".join(f" {title}: {method_class(name).modes[mode]}." for title, (name, mode) in sorted(used.items()) if mode)
     old, new, everything = (_classes(last, ("miou", part)) for part in ("old", "new", "all"))
+    zeros = " Classes with an IoU of exactly 0 are left out of all." if rules.drop_zero else ""
+    chosen = "" if rules.checkpoint == "last" else " The checkpoint was chosen on test images that show a current class."
     return (
         f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}. "
-        f"{metrics['test_images']} test images, evaluation size {metrics['eval_size']}, one confusion matrix over all of them. "
-        f"Pixels of classes that have not arrived: {future} (future_as = {metrics['future_as']}); IoU of a class that is neither "
-        f"there nor predicted: {metrics['absent']}. Old [{old}] are the base classes, new [{new}] all later ones; "
-        f"all [{everything}] includes the background, 0. Seeds: {_listed([run.seed for run in runs])}.{maps}{modes}"
+        f"Protocol {rules.label} ({rules.source}): {metrics['test_images']} test images, evaluation size {rules.eval_size}, one "
+        f"confusion matrix over all of them. Pixels of classes that have not arrived: {future} (future_as = {rules.future_as}); "
+        f"IoU of an absent class: {rules.absent}. Old [{old}] are the base classes, new [{new}] all later ones, all "
+        f"[{everything}]; 0 is the background.{zeros}{chosen} Seeds: {_listed([run.seed for run in runs])}.{maps}{modes}"
     )
 
 

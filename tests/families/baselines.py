@@ -17,7 +17,7 @@ from cisskit.metrics import (
 )
 from cisskit.scenario import BACKGROUND, IGNORE
 from cisskit.schedules import poly, poly_lr, warm_poly
-from families.pieces import AnyScenario, Arrays, Outputs, conv, count, grads, members, presence
+from families.pieces import Arrays, Outputs, any_scenario, conv, count, grads, members, presence
 
 
 def mib_unce(meta: Any, a: Arrays) -> Outputs:
@@ -83,9 +83,9 @@ def remap(meta: Any, a: Arrays) -> Outputs:
         out[f"{name}_selected"] = chosen
         out[f"{name}_targets"] = torch.where(torch.from_numpy(chosen).view(-1, 1, 1), table[labels], 254)
 
-    seen = select_test(here, AnyScenario("any", groups, "overlap"), step, "seen")
+    seen = select_test(here, any_scenario(groups, "overlap"), step, "seen")
     for setting in ("overlap", "disjoint"):
-        chosen = members(here, AnyScenario("any", groups, setting), step)
+        chosen = members(here, any_scenario(groups, setting), step)
         keep(f"mib_train_{setting}", label_table(current, void=BACKGROUND), chosen)
         keep(f"plop_train_{setting}", label_table(current), chosen)
     keep("mib_test", label_table(learned, other=IGNORE, background=IGNORE if ade else BACKGROUND), seen)

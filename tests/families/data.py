@@ -12,7 +12,7 @@ from cisskit.metrics import class_accuracy, class_iou, frequency_weighted_iou, m
 from cisskit.pseudo import open_labels
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario
 from cisskit.schedules import poly_lr, warm_poly
-from families.pieces import AnyScenario, Arrays, Outputs, count, imagenet, members
+from families.pieces import Arrays, Outputs, count, imagenet, members
 
 
 def labels(meta: Any, a: Arrays) -> Outputs:
@@ -93,11 +93,7 @@ def split(meta: Any, a: Arrays) -> Outputs:
     out, dataset = {}, meta["args"]["dataset"]
     first, by = map(int, meta["args"]["task"].split("-"))
     for setting in ("overlap", "disjoint"):
-        if dataset == "voc":
-            scenario = Scenario.named(f"voc-{first}-{by}", setting=setting)
-        else:  # ADE20K is no data set of the kit, so errors borrow the names of another
-            groups = [tuple(range(1, first + 1)), *(tuple(range(c, c + by)) for c in range(first + 1, 151, by))]
-            scenario = AnyScenario("voc", tuple(groups), setting)
+        scenario = Scenario.named(f"{dataset}-{first}-{by}", setting=setting)
         for step in range(len(scenario.steps)):
             out[f"{setting}_{step}"] = np.flatnonzero(members(shown, scenario, step))
     return out

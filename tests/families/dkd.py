@@ -13,9 +13,9 @@ from cisskit.replay import Exemplar, draw, presence_of, shuffled
 from cisskit.scenario import BACKGROUND, IGNORE
 from cisskit.schedules import poly, warm_poly
 from families.pieces import (
-    AnyScenario,
     Arrays,
     Outputs,
+    any_scenario,
     count,
     grads,
     head_grads,
@@ -195,7 +195,7 @@ def splitrule(meta: Any, a: Arrays) -> Outputs:
     train, val = presence(a["train_labels"]), presence(a["val_labels"])
     out = {}
     for setting in ("overlap", "disjoint"):
-        scenario = AnyScenario("voc", groups, setting)
+        scenario = any_scenario(groups, setting)
         out[f"{setting}_train"] = np.array([members(train, scenario, t) for t in range(len(groups))])
         out[f"{setting}_val"] = np.array([shows(val, group) for group in groups])
         out[f"{setting}_test"] = np.array([select_test(val, scenario, t, "seen") for t in range(len(groups))])

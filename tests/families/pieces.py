@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cisskit.errors import KitError
 from cisskit.metrics import ConfusionMatrix
-from cisskit.scenario import Scenario, Step
+from cisskit.scenario import Labels, Scenario, Step
 
 Outputs = dict[str, Any]
 
@@ -41,19 +41,10 @@ class Arrays(Mapping[str, np.ndarray]):
         self.read.update(names)
 
 
-class AnyScenario(Scenario):
-    """A scenario of classes that the kit has no data set for, such as ADE20K's."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return ("background", *map(str, self.order))
-
-    @property
-    def name(self) -> str:
-        return self.dataset
+def any_scenario(groups: Sequence[Sequence[int]], setting: str) -> Scenario:
+    """A scenario of classes without names."""
+    names = tuple(map(str, range(1, 256)))
+    return Scenario("any", tuple(map(tuple, groups)), setting, Labels(names))
 
 
 def steps_of(task_classes: Sequence[int]) -> tuple[Step, ...]:
