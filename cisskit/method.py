@@ -35,13 +35,13 @@ class Recipe:
     """How one step is trained. Fields hold the values of a paper or of the scenes; every one of them is overridable.
 
     lr is the backbone's; decoder and heads learn ``head_factor`` times as fast. schedule: ``poly`` (1 - k/K)^0.9 per
-    iteration; ``poly_floor`` the same, never below 1e-6; ``warm_poly`` after a linear warm-up over the first fifth;
-    ``constant``; ``one_cycle`` up and down once. crop: side of the random training crops in pixels, None takes images as
-    they are. augment: how a crop is found; ``area`` a random area and aspect ratio, resized (MiB, PLOP, DKD); ``scale`` the
-    image scaled by 0.5 to 2, then cut, padded with background where it is too small (SSUL, IDEC, LAG); ``shorter_scale``
-    with the shorter side resized to the crop before (MBS, AMIS). freeze:
-    parts that `Model.freeze` keeps still during this step. ratio: the share of their images that steps after the first
-    train on (LAG's data-limited protocol).
+    iteration; ``poly_floor`` the same, never below 1e-6; ``warm_poly`` after a linear warm-up over the first fifth (DKD on
+    ADE20K); ``warm_poly_floor`` over the first tenth and never below 1e-6 (SSUL on ADE20K); ``constant``; ``one_cycle`` up and
+    down once. crop: side of the random training crops in pixels, None takes images as they are. augment: how a crop is found;
+    ``area`` a random area and aspect ratio, resized (MiB, PLOP, DKD); ``scale`` the image scaled by 0.5 to 2, then cut, padded
+    with background where it is too small (SSUL, IDEC, LAG); ``shorter_scale`` with the shorter side resized to the crop before
+    (MBS, AMIS). freeze: parts that `Model.freeze` keeps still during this step. ratio: the share of their images that steps
+    after the first train on (LAG's data-limited protocol).
     """
 
     epochs: int
@@ -49,7 +49,7 @@ class Recipe:
     lr: float
     head_factor: float = 1.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["poly", "poly_floor", "warm_poly", "constant", "one_cycle"] = "poly"
+    schedule: Literal["poly", "poly_floor", "warm_poly", "warm_poly_floor", "constant", "one_cycle"] = "poly"
     weight_decay: float = 1e-4
     crop: int | None = 512
     augment: Literal["area", "scale", "shorter_scale"] = "area"
@@ -97,7 +97,9 @@ class Method:
     paper: ClassVar[str] = ""
     """Title, venue and year."""
     recipes: ClassVar[Mapping[str, tuple[Recipe, Recipe]]] = {}
-    """Data set -> recipes of step 0 and of the later steps, as published."""
+    """Data set -> recipes of step 0 and of the later steps, as published. Other data are trained by VOC's."""
+    on: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Data set -> fields that the paper sets otherwise there; ``"ade-m"``: further ones of the variant "m"."""
     sees: ClassVar[Literal["step", "seen"]] = "step"
     """"seen": images and labels of all steps so far, trained anew at every step (the joint upper bound)."""
     families: ClassVar[tuple[str, ...]] = ("cnn", "segmenter")
@@ -145,15 +147,11 @@ class Method:
         return asked
 
     def recipe(self, scenario: Scenario, step: Step) -> Recipe:
-        """The paper's recipe for this data set. Raises `KitError` when the paper has none."""
+        """The paper's recipe for this data set; for data that it does not know, its recipe for VOC."""
         recipes = {"toy": SCENES, **self.recipes}
-        if scenario.dataset not in recipes:
-            raise KitError(
-                f"{self.title} has no published recipe for {scenario.dataset!r}; it has {', '.join(recipes)}. "
-                f"Add one to `recipes` in cisskit/methods/{self.id}.py."
-            )
+        dataset = scenario.dataset.removesuffix("_compat")
         first = step.index == 0 or self.sees == "seen"  # trained anew: each step is a step 0
-        return recipes[scenario.dataset][0 if first else 1]
+        return recipes[dataset if dataset in recipes else "voc"][0 if first else 1]
 
     def build(self, scenario: Scenario, arch: str, weights: str | None) -> Model:
         """The network before step 0: one head for background and base classes."""
@@ -248,11 +246,12 @@ def _named(name: str) -> tuple[type[Method], Mapping[str, Any], str]:
     return cls, {}, cls.title
 
 
-def configure(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+def configure(name: str, overrides: Mapping[str, Any], dataset: str = "") -> tuple[Method, dict[str, Any]]:
     """A method with some of its fields changed, and the changes that belong to its recipes.
 
     name: an id, with or without the suffix of a variant. ``overrides`` mixes fields of the method and of `Recipe`, e.g.
-    ``{"lambda_kd": 5.0, "epochs": 3}``; they win over the variant's.
+    ``{"lambda_kd": 5.0, "epochs": 3}``; they win over the variant's. dataset: what the paper sets otherwise there holds too,
+    see `Method.on`.
     Raises `KitError` for an unknown field (the nearest one is named) and for a value of the wrong type.
     """
     cls, preset, _ = _named(name)
@@ -260,7 +259,8 @@ def configure(name: str, overrides: Mapping[str, Any]) -> tuple[Method, dict[str
     for key in overrides:
         if key not in own | recipe:
             raise unknown(f"field of {name}", key, sorted(own) + sorted(recipe))
-    changes = {**preset, **overrides}
+    there = cls.on.get(dataset, {}), preset, cls.on.get(f"{dataset}-{name.partition('-')[2]}", {})
+    changes = {k: v for fields_there in there for k, v in fields_there.items()} | dict(overrides)
     method = checked(cls, {k: v for k, v in changes.items() if k in own}, name)
     return method, {k: v for k, v in changes.items() if k in recipe}
 

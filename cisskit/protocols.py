@@ -25,7 +25,7 @@ class Protocol:
     zero_at_test: whether pixels that the files label 0 are scored (ADE20K: "other", unlabelled).
     test_images: all, or those that show a class seen so far.
     eval_size: "full", or "cropN": shorter side N and centre crop.
-    checkpoint: which weights a step hands on. "last"; or "best": of every max(100, I // 100) of its I iterations those with the
+    checkpoint: which weights a step hands on. "last"; or "best": of every max(100, I // looks) of its I iterations those with the
         best mean IoU of the current classes on the TEST images that show one, labelled as in training (step 0: background
         included). With fewer than 100 iterations nothing is ever compared: the weights before the first iteration remain, or
         with "best_or_last" (whose code then writes none and fails) the last ones.
@@ -42,6 +42,7 @@ class Protocol:
     test_images: Literal["all", "seen"] = "all"
     eval_size: str = "full"
     checkpoint: Literal["last", "best", "best_or_last"] = "last"
+    looks: int = 100
     absent: Literal["nan", "skip", "zero"] = "nan"
     epsilon: float = 0.0
     old_with_background: bool = True
@@ -77,8 +78,8 @@ PROTOCOLS: dict[str, Protocol] = {
             absent="zero", epsilon=-1e-6,
         ),
         Protocol(
-            "mbs", "MBS's released code; AMIS follows it", eval_size="crop512", checkpoint="best_or_last", absent="zero",
-            epsilon=1e-6, old_with_background=False, drop_zero=True,
+            "mbs", "MBS's released code; AMIS follows it", eval_size="crop512", checkpoint="best_or_last", looks=10,
+            absent="zero", epsilon=1e-6, old_with_background=False, drop_zero=True,
         ),
         Protocol(
             "idec", "IDEC's and LAG's released code, scored by IDEC's evaluation script", eval_size="crop513", checkpoint="best",

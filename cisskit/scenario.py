@@ -72,6 +72,37 @@ DATASETS: dict[str, Labels] = {
 published for IDEC and LAG: impervious surface takes channel 0. Others (``folder``) bring their `Labels` along."""
 
 
+ORDERS: dict[str, tuple[int, ...]] = {
+    name: tuple(map(int, ids.split()))
+    for name, ids in {
+        "b": "12 9 20 7 15 8 14 16 5 19 4 1 13 2 11 17 3 6 18 10",
+        "c": "13 19 15 17 9 8 5 20 4 3 10 11 18 16 7 12 14 6 1 2",
+        "d": "15 3 2 12 14 18 20 16 11 1 19 8 10 7 17 6 5 13 9 4",
+        "e": "7 5 3 9 13 12 14 19 10 2 1 4 16 8 17 15 18 6 11 20",
+        "f": "7 13 5 11 9 2 15 12 14 3 20 1 16 4 18 8 6 10 19 17",
+        "g": "7 5 9 1 15 18 14 3 20 10 4 19 11 17 16 12 8 6 2 13",
+        "h": "12 9 19 6 4 10 5 18 14 15 16 3 8 7 11 13 2 20 17 1",
+        "i": "13 10 15 8 7 19 4 3 16 12 14 11 5 20 6 2 18 9 17 1",
+        "j": "1 14 9 5 2 15 8 20 6 16 18 7 11 10 19 3 4 17 12 13",
+        "k": "16 13 1 11 12 18 6 14 5 3 7 9 20 19 15 4 2 10 8 17",
+        "l": "10 7 6 19 16 8 17 1 14 4 9 3 15 11 12 2 18 20 13 5",
+        "m": "18 4 14 17 12 10 7 3 9 1 8 15 6 13 2 5 11 20 16 19",
+        "n": "5 4 13 18 14 10 19 15 7 9 3 2 8 16 20 1 12 11 6 17",
+        "o": "9 12 13 18 7 1 15 17 10 8 4 5 20 16 6 14 19 11 2 3",
+        "p": "9 12 13 18 2 11 15 17 10 8 4 5 20 16 6 14 19 1 7 3",
+        "q": "3 14 13 18 2 11 15 17 10 8 4 5 20 16 6 12 19 1 7 9",
+        "r": "3 14 13 1 2 11 15 17 7 8 4 5 9 16 19 12 6 18 10 20",
+        "s": "3 14 6 1 2 11 12 17 7 20 4 5 9 16 19 15 13 18 10 8",
+        "t": "3 15 13 1 2 11 18 17 7 20 8 5 9 16 19 14 6 12 10 4",
+        "u": "3 15 13 14 6 11 18 17 7 20 8 4 9 16 10 1 2 12 19 5",
+        "v": "1 2 12 14 6 19 18 17 5 20 8 4 9 16 10 3 15 13 11 7",
+        "w": "1 2 12 14 13 19 18 7 11 20 8 4 9 16 10 3 15 6 5 17",
+    }.items()
+}
+"""Orders of VOC's classes that PLOP, IDEC, LAG and MBS publish for 15-1 (``voc-15-1_b``); any sizes may use them. "a", the
+alphabetical one, is the default and not named."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a scenario, as named channel slices: most faults in this field are off by one.
@@ -143,15 +174,16 @@ class Scenario:
         """Read a scenario from its name.
 
         ``"voc-15-1"``: 15 classes, then one per step until all have arrived. ``"isprs-2-2-1"``: three or more
-        numbers are the sizes of all groups. ``"voc:person,chair/horse,cow"``: explicit groups of class names (or
-        ids) separated by ``/``, any subset in any order; classes left out are background everywhere.
+        numbers are the sizes of all groups. ``"voc-15-1_b"``: in a published order, see `ORDERS`.
+        ``"voc:person,chair/horse,cow"``: explicit groups of class names (or ids) separated by ``/``, any subset in any
+        order; classes left out are background everywhere.
         labels: of a data set that is not among `DATASETS`.
         """
         dataset, colon, rest = text.partition(":")
         if colon:
             labels = labels or known_labels(dataset)
             return cls(dataset, _explicit(dataset, labels, [group.split(",") for group in rest.split("/")]), setting, labels)
-        match = re.fullmatch(r"([a-z0-9_]+?)((?:-\d+)+)", text)
+        match = re.fullmatch(r"([a-z0-9_]+?)((?:-\d+)+)(?:_([a-z]))?", text)
         if not match:
             raise KitError(
                 f"cannot read the scenario {text!r}. Write data set and sizes, as in 'toy-5-2', 'voc-15-1', "
@@ -171,7 +203,9 @@ class Scenario:
                 "name the classes of a subset, as in 'voc:person,chair/horse,cow'."
             )
         sizes[0] -= labels.sizes_count_background
-        ids = iter(range(1, total + 1))
+        if match[3] and (dataset != "voc" or match[3] not in ORDERS):
+            raise unknown("order of VOC's classes", match[3], ORDERS)
+        ids = iter(ORDERS[match[3]] if match[3] else range(1, total + 1))
         return cls(dataset, tuple(tuple(next(ids) for _ in range(n)) for n in sizes), setting, labels)
 
     @cached_property
@@ -184,12 +218,14 @@ class Scenario:
         name = "-".join([self.dataset, *map(str, sizes)])
         if self._natural:
             return name
+        if self.dataset == "voc" and self.order in ORDERS.values():
+            return f"{name}_{next(letter for letter, order in ORDERS.items() if order == self.order)}"
         return f"{name}-{hashlib.sha256(repr(self.groups).encode()).hexdigest()[:6]}"
 
     @property
     def text(self) -> str:
         """A text that `named` reads back to this scenario (setting and labels apart)."""
-        if self._natural:
+        if self._natural or (self.dataset == "voc" and self.order in ORDERS.values()):
             return self.name
         return f"{self.dataset}:" + "/".join(",".join(self.labels.names[c - 1] for c in group) for group in self.groups)
 

@@ -37,6 +37,7 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {  # (base rate, iter
     "poly": lambda base, k, K: base * poly(k, K),
     "poly_floor": poly_lr,
     "warm_poly": lambda base, k, K: base * warm_poly(k, K),
+    "warm_poly_floor": lambda base, k, K: max(base * warm_poly(k, K, warmup=0.1), 1e-6),
     "constant": lambda base, k, K: base,
     "one_cycle": lambda base, k, K: base * one_cycle(k, K),
 }
@@ -69,7 +70,7 @@ def plan(
     task = read_scenario(scenario, setting=setting, root=data_root)
     rules = choose(protocol, task, eval_size=eval_size)
     now = task.step(step)
-    paper, changes = configure(method, for_step(overrides or {}, step))
+    paper, changes = configure(method, for_step(overrides or {}, step), task.dataset)
     arch = paper.arch(task, arch)
     recipe = changed(paper.recipe(task, now), changes)
     data = _data(task, recipe, data_root, data_options or {}, rules, seed)
@@ -320,7 +321,7 @@ class _Best:
     def __init__(self, ctx: Context, total: int) -> None:
         self.ctx = ctx
         self.rule = ctx.run.protocol.checkpoint
-        self.every = max(100, total // 100)
+        self.every = max(100, total // ctx.run.protocol.looks)
         self.iteration, self.score = 0, -1.0  # before the first iteration: whatever is looked at wins
         self.weights: dict[str, Tensor] = self._copy() if self.rule == "best" else {}
 

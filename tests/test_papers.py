@@ -244,3 +244,41 @@ def test_plop_has_a_threshold_per_class_and_weighs_images():
     y, share = ctx.method._settled(batch, teacher, ctx)
     assert share.shape == (2,) and ((share >= 0) & (share <= 1)).all()
     assert torch.equal(y[batch.label >= 6], batch.label[batch.label >= 6])
+
+
+# --- other data sets ---
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch", "rates", "schedule"),
+    [
+        ("ft", 60, 24, (0.01, 0.001), "poly"), ("mib", 60, 24, (0.01, 0.001), "poly"), ("plop", 60, 24, (0.01, 0.001), "poly"),
+        ("ssul", 100, 24, (1e-3, 5e-3), "warm_poly_floor"), ("dkd", 100, 24, (2.5e-3, 2.5e-4), "warm_poly"),
+        ("idec", 50, 12, (1e-3, 1e-3), "poly_floor"), ("lag", 30, 12, (1e-3, 1e-3), "poly_floor"),
+        ("mbs", 64, 8, (1e-3, 5e-4), "constant"), ("amis", 64, 8, (1e-3, 5e-4), "constant"),
+    ],
+)  # fmt: skip
+def test_recipes_on_ade20k(name, epochs, batch, rates, schedule):
+    scenario = Scenario.named("ade-100-50")
+    method, _ = configure(name, {}, "ade")
+    recipes = [method.recipe(scenario, step) for step in scenario.steps]
+    assert [(r.epochs, r.batch_size, r.schedule) for r in recipes] == [(epochs, batch, schedule)] * 2
+    assert tuple(r.lr for r in recipes) == pytest.approx(rates)
+
+
+def test_fields_that_papers_set_otherwise_on_ade20k():
+    assert configure("dkd", {}, "ade")[0].pos_weight == (35.0, 35.0) and configure("dkd", {})[0].pos_weight == (2.0, 1.0)
+    assert [configure(name, {}, "ade")[0].memory for name in ("dkd", "dkd-m", "ssul-m")] == [0, 300, 300]
+    assert configure("dkd-m", {"memory": 7, "pos_weight": (1.0, 1.0)}, "ade")[0].memory == 7
+    assert configure("mbs-no-lgod", {}, "ade")[0].lambda_od == 50.0 and not configure("mbs-no-lgod", {}, "ade")[0].lgod
+    assert configure("amis", {}, "ade")[0].ocl_batch_factor == 2
+    plop, _ = configure("plop", {}, "ade")
+    assert (plop.factor_features, plop.factor_logits) == (0.001, 0.00001)
+
+
+def test_data_without_a_published_recipe_use_that_of_voc():
+    isprs, published = (Scenario.named(f"{name}-4-1") for name in ("isprs", "isprs_compat"))
+    for name in ("dkd", "idec"):
+        method, _ = configure(name, {})
+        recipe = method.recipe(Scenario.named("voc-15-1"), isprs.step(1))
+        assert method.recipe(isprs, isprs.step(1)) == recipe == method.recipe(published, published.step(1))

@@ -43,12 +43,16 @@ VOC = (
     Recipe(epochs=32, batch_size=16, lr=1e-3, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
     Recipe(epochs=32, batch_size=16, lr=1e-4, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
 )
+ADE = (
+    Recipe(epochs=64, batch_size=8, lr=1e-3, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
+    Recipe(epochs=64, batch_size=8, lr=5e-4, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
+)
 
 
 @dataclass(frozen=True, config=STRICT)
 class AMIS(Method):
     tau: float = 0.7
-    lambda_od: float = 25.0  # 50 on ADE20K
+    lambda_od: float = 25.0
     gab: bool = True
     decoder_blocks: int = 4
     amd_mode: Literal["weighted_mse", "pooled", "both", "off"] = "weighted_mse"
@@ -65,7 +69,8 @@ class AMIS(Method):
 
     title = "AMIS"
     paper = "Adaptive Multi-scale Framework for Incremental Semantic Segmentation (authors' release; venue and year not found)"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
+    on = {"ade": {"lambda_od": 50.0, "ocl_batch_factor": 2}}
     families = ("segmenter",)
     ablations = {
         "no-gab": {"gab": False},

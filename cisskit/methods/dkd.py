@@ -36,6 +36,10 @@ VOC = (
     Recipe(epochs=60, batch_size=32, lr=1e-3, head_factor=10),
     Recipe(epochs=60, batch_size=32, lr=1e-4, head_factor=10, freeze=("bn", "dropout")),
 )
+ADE = (
+    Recipe(epochs=100, batch_size=24, lr=2.5e-3, head_factor=10, schedule="warm_poly"),
+    Recipe(epochs=100, batch_size=24, lr=2.5e-4, head_factor=10, schedule="warm_poly", freeze=("bn", "dropout")),
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,7 +53,8 @@ class DKD(Method):
 
     title = "DKD"
     paper = "Decomposed Knowledge Distillation for Class-Incremental Semantic Segmentation, NeurIPS 2022"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
+    on = {"ade": {"pos_weight": (35.0, 35.0)}, "ade-m": {"memory": 300}}
     families = ("cnn",)
     variants = {"m": ("DKD-M", {"memory": 100})}
     ablations = {

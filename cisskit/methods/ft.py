@@ -14,13 +14,14 @@ from cisskit.losses import cross_entropy
 from cisskit.method import STRICT, Method, Recipe, dataclass
 
 VOC = (Recipe(epochs=30, batch_size=24, lr=0.01), Recipe(epochs=30, batch_size=24, lr=0.001))
+ADE = (Recipe(epochs=60, batch_size=24, lr=0.01), Recipe(epochs=60, batch_size=24, lr=0.001))
 
 
 @dataclass(frozen=True, config=STRICT)
 class FT(Method):
     title = "FT"
     paper = "fine-tuning, lower bound (as in MiB's code, CVPR 2020)"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
 
     def losses(self, batch, student, teacher, ctx):
         return {"ce": cross_entropy(student.logits, batch.label)}

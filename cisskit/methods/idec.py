@@ -23,7 +23,7 @@ Whose is what:
 - [paper's words, commented out in the code] distilled logits: on in the described mode.
 - Unlabelled pixels: unknown where saliency maps show something, else background (the training era's rule on VOC); all unknown
   where the data have no maps, or with ``saliency = false`` (the head revision). The scenes' maps are perfect.
-- Kept: the last weights. The released code keeps the best on the new classes of the TEST images.
+- Kept: the last weights. The released code keeps the best on the new classes of the TEST images (protocol "idec").
 """
 
 import random
@@ -50,6 +50,10 @@ VOC = (
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale"),
     Recipe(epochs=30, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale", freeze=("bn",)),
 )
+ADE = (
+    Recipe(epochs=50, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale"),
+    Recipe(epochs=50, batch_size=12, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale", freeze=("bn",)),
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,7 +74,7 @@ class IDEC(Method):
 
     title = "IDEC"
     paper = "Inherit with Distillation and Evolve with Contrast, TPAMI 2023"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE, "isprs": VOC}
     families = ("cnn",)
     modes = unknown_head.MODES
     variants = {"": ("IDEC (released)", {}), "described": ("IDEC (described)", {"mode": "described"})}

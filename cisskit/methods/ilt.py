@@ -16,6 +16,7 @@ from cisskit.losses import cross_entropy, output_distillation
 from cisskit.method import STRICT, Method, Recipe, dataclass
 
 VOC = (Recipe(epochs=30, batch_size=24, lr=0.01), Recipe(epochs=30, batch_size=24, lr=0.001))
+ADE = (Recipe(epochs=60, batch_size=24, lr=0.01), Recipe(epochs=60, batch_size=24, lr=0.001))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,7 +26,7 @@ class ILT(Method):
 
     title = "ILT"
     paper = "Incremental Learning Techniques for Semantic Segmentation, ICCV Workshops 2019 (as in MiB's code, CVPR 2020)"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
 
     def losses(self, batch, student, teacher, ctx):
         terms = {"ce": cross_entropy(student.logits, batch.label)}

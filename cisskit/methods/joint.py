@@ -12,14 +12,14 @@ that curves can be compared at every step, and the last one is the published kin
 from cisskit.losses import cross_entropy
 from cisskit.method import STRICT, Method, Recipe, dataclass
 
-VOC = Recipe(epochs=30, batch_size=24, lr=0.01)
+VOC, ADE = (Recipe(epochs=epochs, batch_size=24, lr=0.01) for epochs in (30, 60))
 
 
 @dataclass(frozen=True, config=STRICT)
 class Joint(Method):
     title = "Joint"
     paper = "joint training, upper bound (as in MiB's code, CVPR 2020)"
-    recipes = {"voc": (VOC, VOC)}
+    recipes = {"voc": (VOC, VOC), "ade": (ADE, ADE)}
     sees = "seen"
 
     def losses(self, batch, student, teacher, ctx):

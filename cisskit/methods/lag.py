@@ -77,7 +77,7 @@ class LAG(Method):
         "Learning at a Glance: Towards Interpretable Data-Limited Continual Semantic Segmentation via Semantic-Invariance "
         "Modelling, TPAMI 2024"
     )
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": VOC, "isprs": VOC}  # ADE20K 100-50: epochs = 50
     families = ("cnn",)
     modes = unknown_head.MODES
     variants = {"": ("LAG (released)", {}), "described": ("LAG (described)", {"mode": "described"})}

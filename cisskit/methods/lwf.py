@@ -19,6 +19,7 @@ from cisskit.losses import binary_cross_entropy, cross_entropy, output_distillat
 from cisskit.method import STRICT, Method, Recipe, dataclass
 
 VOC = (Recipe(epochs=30, batch_size=24, lr=0.01), Recipe(epochs=30, batch_size=24, lr=0.001))
+ADE = (Recipe(epochs=60, batch_size=24, lr=0.01), Recipe(epochs=60, batch_size=24, lr=0.001))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,7 +30,7 @@ class LwF(Method):
 
     title = "LwF"
     paper = "Learning without Forgetting, ECCV 2016 (as in MiB's code, CVPR 2020)"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
     ablations = {"kd-10": {"lambda_kd": 10.0}, "kd-1": {"lambda_kd": 1.0}}
     variants = {"mc": ("LwF-MC", {"loss": "sigmoid"})}
 

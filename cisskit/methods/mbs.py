@@ -40,13 +40,17 @@ VOC = (
     Recipe(epochs=32, batch_size=16, lr=1e-3, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
     Recipe(epochs=32, batch_size=16, lr=1e-4, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
 )
+ADE = (
+    Recipe(epochs=64, batch_size=8, lr=1e-3, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
+    Recipe(epochs=64, batch_size=8, lr=5e-4, schedule="constant", weight_decay=1e-5, augment="shorter_scale"),
+)
 
 
 @dataclass(frozen=True, config=STRICT)
 class MBS(Method):
     tau: float = 0.7
     alpha: float = 1.0
-    lambda_od: float = 25.0  # 50 on ADE20K
+    lambda_od: float = 25.0
     base_loss: Literal["ce", "bce"] = "ce"
     spl: bool = True  # ignore what the old model misses; else plain pseudo-labels
     afd_weighting: bool = True  # r; else 1 everywhere
@@ -56,7 +60,8 @@ class MBS(Method):
 
     title = "MBS"
     paper = "Mitigating Background Shift in Class-Incremental Semantic Segmentation, ECCV 2024"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
+    on = {"ade": {"lambda_od": 50.0}}
     families = ("segmenter", "cnn")
     ablations = {
         "no-spl": {"spl": False},

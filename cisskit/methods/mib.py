@@ -9,7 +9,7 @@ covers every known class, in the teacher it covers every new class.
 Follows the released code. Where it differs from the paper:
 - KD is divided by the number of teacher channels, and λ is scaled to that. The preset is 10 for every task; the authors
   told users that the tables need 100 on VOC 15-1.
-- Void (255) stays ignored here; the released loader turns it into background.
+- Void (255) stays ignored; the released loader turns it into background, as the protocol "mib" does.
 - Plain batch norm + ReLU with torchvision's weights instead of the in-place unit.
 """
 
@@ -18,6 +18,7 @@ from cisskit.method import STRICT, Method, Recipe, dataclass
 from cisskit.models.heads import share_background
 
 VOC = (Recipe(epochs=30, batch_size=24, lr=0.01), Recipe(epochs=30, batch_size=24, lr=0.001))
+ADE = (Recipe(epochs=60, batch_size=24, lr=0.01), Recipe(epochs=60, batch_size=24, lr=0.001))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,7 +27,7 @@ class MiB(Method):
 
     title = "MiB"
     paper = "Modeling the Background for Incremental Learning in Semantic Segmentation, CVPR 2020"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
 
     def grow(self, model, step):
         model.add_head(step.n_new, init=share_background)  # each new class starts as an equal share of background

@@ -29,6 +29,7 @@ from cisskit.models.heads import share_background
 from cisskit.pseudo import entropy_histogram, entropy_labels, entropy_thresholds
 
 VOC = (Recipe(epochs=30, batch_size=24, lr=0.01), Recipe(epochs=30, batch_size=24, lr=0.001))  # 10-1: later.epochs = 10
+ADE = (Recipe(epochs=60, batch_size=24, lr=0.01), Recipe(epochs=60, batch_size=24, lr=0.001))
 MAPS = ("layer1_sum", "layer2_sum", "layer3_sum", "layer4_sum", "decoder")  # residual sums, before their activation
 
 
@@ -43,7 +44,8 @@ class PLOP(Method):
 
     title = "PLOP"
     paper = "PLOP: Learning without Forgetting for Continual Semantic Segmentation, CVPR 2021"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
+    on = {"ade": {"factor_features": 0.001, "factor_logits": 0.00001}}
     families = ("cnn",)
     ablations = {
         "no-pseudo": {"pseudo": False},

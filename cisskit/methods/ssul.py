@@ -18,7 +18,7 @@ Follows the released code. Where it differs from the paper, and what is ours:
   low (``memory_labels = "released"``); by default they are shifted.
 - Exemplars are drawn afresh for every batch (kit's own reading) and chosen from training crops, not from centre crops; the
   choice ends when candidates run out (released: never).
-- The last weights are kept; the released code keeps those that are best on the new classes of the TEST images.
+- The last weights are kept; the released code keeps those that are best on the new classes of the TEST images (protocol "ssul").
 """
 
 from typing import Literal
@@ -36,6 +36,12 @@ VOC = (
     Recipe(epochs=50, batch_size=32, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale"),
     Recipe(epochs=50, batch_size=32, lr=1e-3, head_factor=10, schedule="poly_floor", crop=513, augment="scale", freeze=("bn",)),
 )
+ADE = (
+    Recipe(epochs=100, batch_size=24, lr=1e-3, head_factor=10, schedule="warm_poly_floor", crop=513, augment="scale"),
+    Recipe(
+        epochs=100, batch_size=24, lr=5e-3, head_factor=10, schedule="warm_poly_floor", crop=513, augment="scale", freeze=("bn",)
+    ),
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -47,7 +53,8 @@ class SSUL(Method):
 
     title = "SSUL"
     paper = "SSUL: Semantic Segmentation with Unknown Label for Exemplar-based Class-Incremental Learning, NeurIPS 2021"
-    recipes = {"voc": VOC}
+    recipes = {"voc": VOC, "ade": ADE}
+    on = {"ade-m": {"memory": 300}}
     families = ("cnn",)
     ablations = {"no-saliency": {"saliency": False}, "released-memory": {"memory": 100, "memory_labels": "released"}}
     variants = {"m": ("SSUL-M", {"memory": 100})}
