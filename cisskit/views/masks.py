@@ -63,21 +63,38 @@ def show_labels(labels: Labels, palette: Palette, ax: Axes, *, hidden: Mapping[s
         colours[where] = 0.6 * colours[where] + 0.4 * palette[BACKGROUND]
     ax.imshow(colours.astype(np.uint8), interpolation="nearest")
     for kind, where in (hidden or {}).items():
-        if where.any():
-            hatching = ax.contourf(where.astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=[HIDDEN[kind]])
-            hatching.set_edgecolor("white")
-            hatching.set_linewidth(0)
+        hatch(where, ax, HIDDEN[kind], "white")
     return ax
 
 
 def show_errors(kinds: Labels, image: Tensor, ax: Axes) -> Axes:
-    """Kinds of error, as from `errors`, on a washed-out photograph. image: (3, H, W) uint8."""
+    """Kinds of error, as from `errors`, on a pale photograph. image: (3, H, W) uint8."""
+    return show_on_photo(kinds, [colour for colour, _ in ERRORS.values()], image, ax)
+
+
+def show_on_photo(kinds: Labels, colours: Sequence[str], image: Tensor, ax: Axes) -> Axes:
+    """Pixels of kind 1, 2, .. in these colours on a pale grey photograph; kind 0 shows it. image: (3, H, W) uint8."""
     grey = image.float().mean(0).numpy() / 255
     picture = np.repeat((0.8 + 0.18 * grey)[..., None], 3, axis=2)
-    for number, (colour, _) in enumerate(ERRORS.values(), start=1):
+    for number, colour in enumerate(colours, start=1):
         picture[kinds == number] = [value / 255 for value in rgb(colour)]
     ax.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
     return ax
+
+
+def hatch(where: NDArray[np.bool_], ax: Axes, pattern: str, colour: str) -> None:
+    """Hatch pixels (H, W), without an outline."""
+    if where.any():
+        hatching = ax.contourf(where.astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=[pattern])
+        hatching.set_edgecolor(colour)
+        hatching.set_linewidth(0)
+
+
+def outline(where: NDArray[np.bool_], ax: Axes, colour: str, style: str = "-") -> None:
+    """The border of a region (H, W), on a white rim; a region without a border has none."""
+    if where.any() and not where.all():
+        ax.contour(where.astype(np.float64), levels=[0.5], colors="white", linewidths=2.8)
+        ax.contour(where.astype(np.float64), levels=[0.5], colors=colour, linestyles=style, linewidths=1.5)
 
 
 def errors(truth: Labels, predicted: Labels, step: Step) -> NDArray[np.uint8]:

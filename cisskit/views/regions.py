@@ -24,7 +24,7 @@ from cisskit.models import Output
 from cisskit.pseudo import activate, class_medians, open_labels
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
 from cisskit.train import train_loader
-from cisskit.views.masks import Labels, Palette, Picture, aspect, photo, show_image, show_labels, test_pictures
+from cisskit.views.masks import Labels, Palette, Picture, aspect, hatch, outline, photo, show_image, show_labels, test_pictures
 from cisskit.views.style import class_patches, figure, grid, legend_below, rgb, row_label
 
 UNKNOWN = "#9b9b9b"
@@ -207,19 +207,9 @@ def show_kinds(kinds: Labels, labels: Labels, palette: Palette, ax: Axes) -> Axe
     colours[kinds == KINDS.index("void")] = rgb(VOID)
     colours[kinds == KINDS.index("background")] = palette[BACKGROUND]
     ax.imshow(colours.astype(np.uint8), interpolation="nearest")
-    if rejected.any():
-        hatching = ax.contourf(rejected.astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=[REJECTED])
-        hatching.set_edgecolor("#333333")
-        hatching.set_linewidth(0)
+    hatch(rejected, ax, REJECTED, "#333333")
     outline(kinds == KINDS.index("told"), ax, TOLD)
     return ax
-
-
-def outline(where: NDArray[np.bool_], ax: Axes, colour: str) -> None:
-    """The border of a region, on a white rim."""
-    if where.any() and not where.all():
-        ax.contour(where.astype(np.float64), levels=[0.5], colors="white", linewidths=2.6)
-        ax.contour(where.astype(np.float64), levels=[0.5], colors=colour, linewidths=1.3)
 
 
 def kind_patches(kinds: Sequence[str]) -> list[Any]:

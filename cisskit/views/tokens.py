@@ -23,8 +23,19 @@ from cisskit.method import Context
 from cisskit.models import Model, Output
 from cisskit.models.segmenter import Segmenter
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
-from cisskit.views.masks import Labels, Palette, aspect, photo, show_image, show_labels, test_pictures
-from cisskit.views.style import ERRORS, class_patches, figure, grid, legend_below, rgb, row_label
+from cisskit.views.masks import (
+    Labels,
+    Palette,
+    aspect,
+    hatch,
+    outline,
+    photo,
+    show_image,
+    show_labels,
+    show_on_photo,
+    test_pictures,
+)  # fmt: skip
+from cisskit.views.style import ERRORS, class_patches, figure, grid, legend_below, row_label
 
 MISSES = {
     "caught": ("#2c7bb6", "ignored: an old object"),
@@ -71,7 +82,7 @@ def figure_two_shifts(scenario: str = "toy-5-2") -> Figure:
         ),
     )
     for where, colour, style, _ in causes:
-        _outline(where, axes[0, 3], colour, style)
+        outline(where, axes[0, 3], colour, style)
     _sketch_birth(axes[0, 4], data.palette, step)
     handles = [Line2D([], [], color=colour, linestyle=style, linewidth=1.8, label=text) for _, colour, style, text in causes]
     shown = np.unique(np.concatenate([truth.ravel(), told.ravel()])).tolist()
@@ -104,12 +115,6 @@ def _sketch_birth(ax: Axes, palette: Palette, step: Step) -> None:
 def _arrow(ax: Axes, degrees: float, length: float, colour: str, width: float) -> None:
     x, y = length * np.cos(np.radians(degrees)), length * np.sin(np.radians(degrees))
     ax.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0})
-
-
-def _outline(where: NDArray[np.bool_], ax: Axes, colour: str, style: str = "-") -> None:
-    if where.any():
-        ax.contour(where.astype(np.float64), levels=[0.5], colors="white", linewidths=3.0)
-        ax.contour(where.astype(np.float64), levels=[0.5], colors=colour, linestyles=style, linewidths=1.8)
 
 
 # --- MBS: what the teacher misses ---
@@ -165,7 +170,7 @@ def figure_misses(batch: Batch, plain: Tensor, selective: Tensor, ctx: Context) 
         show_labels(truth[i], ctx.data.palette, column[1])
         show_labels(without[i], ctx.data.palette, column[2])
         _show_ignored(kept[i], ctx.data.palette, column[3])
-        _show_misses(kinds[i], images[i], column[4])
+        show_on_photo(kinds[i], [colour for colour, _ in MISSES.values()], images[i], column[4])
     for ax, text in zip(axes[:, 0], rows, strict=True):
         row_label(ax, text)
     shown = {c for labels in (truth, without) for c in np.unique(labels).tolist()}
@@ -178,18 +183,7 @@ def figure_misses(batch: Batch, plain: Tensor, selective: Tensor, ctx: Context) 
 
 def _show_ignored(labels: Labels, palette: Palette, ax: Axes) -> None:
     show_labels(labels, palette, ax)
-    if (labels == IGNORE).any():
-        hatching = ax.contourf((labels == IGNORE).astype(np.float64), levels=[0.5, 1.5], colors="none", hatches=["////"])
-        hatching.set_edgecolor("#777777")
-        hatching.set_linewidth(0)
-
-
-def _show_misses(kinds: Labels, image: Tensor, ax: Axes) -> None:
-    grey = image.float().mean(0).numpy() / 255
-    picture = np.repeat((0.8 + 0.18 * grey)[..., None], 3, axis=2)
-    for number, (colour, _) in enumerate(MISSES.values(), start=1):
-        picture[kinds == number] = [value / 255 for value in rgb(colour)]
-    ax.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
+    hatch(labels == IGNORE, ax, "////", "#777777")
 
 
 # --- MBS: trust ---
@@ -211,7 +205,7 @@ def figure_reliability(batch: Batch, targets: Tensor, r: Tensor, ctx: Context) -
         shown = column[2].imshow(
             trust[i], cmap=TRUST, vmin=0, vmax=1, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
         )
-        _outline((truth[i] >= 1) & (truth[i] <= ctx.step.n_old), column[2], "#d7191c")
+        outline((truth[i] >= 1) & (truth[i] <= ctx.step.n_old), column[2], "#d7191c")
     for ax, text in zip(
         axes[:, 0], ("image", "targets y⁻", f"trust r\n{trust.shape[1]} x {trust.shape[2]}\npatches"), strict=True
     ):
