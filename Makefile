@@ -23,17 +23,20 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys \
 	'metadata.papermill metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test lab setup format lint types notebooks clean
+.PHONY: help demo benchmark dashboard test lab setup format lint types notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "demo, benchmark, test and lab take ARGS='...'; each target sets up $(VENV) by itself when needed."
+	@echo "demo, benchmark, dashboard, test and lab take ARGS='...'; each target sets up $(VENV) by itself when needed."
 
 demo: $(STAMP) ## set up, train the methods on the embedded scenes, write the report
 	$(BIN)/cisskit demo $(ARGS)
 
 benchmark: $(STAMP) ## set up, run every method and ablation on the scenes, write notebooks/RESULTS.md (resumable)
 	$(BIN)/cisskit benchmark $(ARGS)
+
+dashboard: $(STAMP) ## set up, make one page over the folder runs/ and open it (needs no server)
+	$(BIN)/cisskit dashboard --open $(ARGS)
 
 test: $(STAMP) lint types ## set up, lint, check types, run the tests on all cores
 	$(BIN)/python -m pytest -q -n logical --dist loadgroup $(ARGS)

@@ -1,4 +1,4 @@
-"""The command ``cisskit``: run, demo, benchmark, report, methods, scenarios, doctor."""
+"""The command ``cisskit``: run, demo, benchmark, report, dashboard, methods, scenarios, doctor."""
 
 import argparse
 import json
@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Make report.html from finished runs.")
     report.add_argument("folder", nargs="?", default="runs", help="a runs folder, or a part of one")
+
+    dashboard = command("dashboard", _dashboard, "Make one page over a folder of runs: masks, forgetting, pseudo-labels, shift.")
+    dashboard.add_argument("folder", nargs="?", default="runs", help="a runs folder")
+    dashboard.add_argument("--data-root", default="", help="folder of the images, if it has moved since the runs were made")
+    dashboard.add_argument("--open", action="store_true", help="show the page in the browser")
 
     command("methods", _methods, "List the methods and their fields.")
     command("scenarios", _scenarios, "List data sets, example scenarios and settings.")
@@ -159,6 +164,18 @@ def _report(args: argparse.Namespace) -> int:
     for folder in sorted(scenarios):
         part = [run for run in runs if run.folder.parents[2] == folder]
         print(f"{folder}\n{results(part).to_string(index=False)}\nreport: {make_report(folder, part)}\n")
+    return 0
+
+
+def _dashboard(args: argparse.Namespace) -> int:
+    import webbrowser
+
+    from cisskit.dashboard import build
+
+    page = build(args.folder, data_root=_whole(args.data_root), say=lambda text: print(text, flush=True))
+    print(f"dashboard: {page} (opens from disk, without a server)")
+    if args.open and not webbrowser.open(page.resolve().as_uri()):
+        print("no browser was found; open the file yourself", file=sys.stderr)
     return 0
 
 

@@ -17,6 +17,7 @@ import json
 import platform
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -267,8 +268,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def find_runs(root: Path | str, where: Callable[[Run], bool] = lambda run: run.done) -> list[Run]:
-    """All runs under ``root`` that ``where`` accepts (default: finished ones), by scenario, method, seed and step."""
-    runs = [Run.load(config.parent) for config in Path(root).rglob("step*/config.json")]
+    """All runs under ``root`` that ``where`` accepts (default: finished ones), by scenario, method, seed and step.
+
+    A folder that looks like a run and cannot be read is left out with a warning.
+    """
+    runs = []
+    for config in Path(root).rglob("step*/config.json"):
+        try:
+            runs.append(Run.load(config.parent))
+        except KitError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
     return sorted(
         (run for run in runs if where(run)),
         key=lambda run: (run.settings["scenario"], run.settings["method"], run.settings["seed"], run.step),

@@ -1,7 +1,9 @@
 """Views: artists, labels, ranges and legends on small arrays and one tiny chain of runs; never pixels of a rendering."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib as mpl
 import numpy as np
@@ -232,6 +234,24 @@ def test_results_name_the_classes_of_every_mean(runs):
 
 
 @runs_needed
+def test_results_on_a_page_lead_to_their_runs(runs, tmp_path):
+    page = runs[0].folder.parents[2] / "report.html"
+    text = report.results_html(runs, page)
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert len(rows) == 4 and rows[0].count("<th>") == len(tables.results(runs).columns)
+    targets = {row: re.findall(r'href="([^"]+)"', rows[row]) for row in (1, 3)}
+    assert targets[1][:2] == ["ft/seed0/step2/", "ft/seed1/step2/"] and set(targets[1][2:]) == {"ft/"}, (
+        "a mean leads to all seeds"
+    )
+    assert set(targets[3]) == {"dkd/seed0/step2/"}
+    assert all((page.parent / target).is_dir() for target in targets[1] + targets[3])
+    saved = {name: unquote(text) for name, text in re.findall(r'download="([^"]+)" href="data:[^,]+,([^"]+)"', text)}
+    assert saved["results.csv"] == tables.results(runs).to_csv(index=False)
+    assert r"\toprule" in saved["results.tex"] and r"$\pm$" in saved["results.tex"] and r"\%" in saved["results.tex"]
+    assert not set("→±–|") & set(saved["results.tex"])
+
+
+@runs_needed
 def test_results_of_a_single_step(runs):
     table = tables.results([run for run in runs if run.settings["method"] == "dkd" and run.step == 0])
     assert table["new [none] %"].tolist() == table["forgetting [none] %"].tolist() == [tables.MISSING]
@@ -295,7 +315,7 @@ def test_opening_runs_refuses_a_mixture(runs, tmp_path):
     other = begin("toy-5-2", "ft", 0, setting="disjoint", runs=tmp_path, **TINY)
     fit(other, bar=False)
     evaluate(other)
-    with pytest.raises(KitError, match="one scenario and setting"):
+    with pytest.raises(KitError, match="one scenario, setting and protocol"):
         report.open_runs([runs[0].folder, other.run.folder], tmp_path)
 
 

@@ -74,12 +74,17 @@ def show_errors(kinds: Labels, image: Tensor, ax: Axes) -> Axes:
 
 def show_on_photo(kinds: Labels, colours: Sequence[str], image: Tensor, ax: Axes) -> Axes:
     """Pixels of kind 1, 2, .. in these colours on a pale grey photograph; kind 0 shows it. image: (3, H, W) uint8."""
-    grey = image.float().mean(0).numpy() / 255
-    picture = np.repeat((0.8 + 0.18 * grey)[..., None], 3, axis=2)
-    for number, colour in enumerate(colours, start=1):
-        picture[kinds == number] = [value / 255 for value in rgb(colour)]
-    ax.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(on_photo(kinds, colours, image), interpolation="nearest")
     return ax
+
+
+def on_photo(kinds: Labels, colours: Sequence[str], image: Tensor) -> NDArray[np.uint8]:
+    """What `show_on_photo` shows: (H, W, 3) uint8."""
+    grey = image.float().mean(0).numpy()
+    picture = np.repeat((204 + 0.18 * grey)[..., None], 3, axis=2).astype(np.uint8)
+    for number, colour in enumerate(colours, start=1):
+        picture[kinds == number] = rgb(colour)
+    return picture
 
 
 def hatch(where: NDArray[np.bool_], ax: Axes, pattern: str, colour: str) -> None:

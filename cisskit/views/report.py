@@ -2,11 +2,14 @@
 
 import html
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -15,7 +18,8 @@ from cisskit.files import written_whole
 from cisskit.method import Context
 from cisskit.runs import Run, find_runs
 from cisskit.views import masks, style
-from cisskit.views.tables import Chain, by_method
+from cisskit.views.style import method_title
+from cisskit.views.tables import MISSING, Chain, by_method, results
 
 Restore = Callable[[Run], Context]
 """`cisskit.train.restore`, handed in by the caller: views do not import what trains."""
@@ -27,14 +31,16 @@ MOST_STEPS = 5
 def open_runs(folders: Sequence[str | Path], default: str | Path) -> list[Run]:
     """Finished runs from their folders; without any, those of the first scenario found under ``default``.
 
-    Raises `KitError` when there is none, and when they are of different scenarios or settings: their classes differ.
+    Raises `KitError` when there is none, and when they differ in scenario, setting or protocol.
     """
     runs = [run for run in map(Run.load, folders) if run.done] if folders else find_runs(default)
     if not runs:
         raise KitError(f"no finished run among {len(folders)} folders or under {default}. Make some first: cisskit demo.")
-    tasks = {(run.settings["scenario"], run.settings["setting"]) for run in runs}
+    tasks = {(run.settings["scenario"], run.settings["setting"], run.protocol.label) for run in runs}
     if folders and len(tasks) > 1:
-        raise KitError(f"one report shows one scenario and setting, these runs are of {sorted(tasks)}. Make a report for each.")
+        raise KitError(
+            f"one report shows one scenario, setting and protocol, these runs are of {sorted(tasks)}. Make a report for each."
+        )
     first = runs[0].folder.resolve().parents[2]
     return [run for run in runs if run.folder.resolve().parents[2] == first]
 
@@ -99,8 +105,44 @@ def _few_colours(picture: Image.Image, exact: Sequence[Sequence[int]], n: int = 
     return small
 
 
+def results_html(runs: Sequence[Run], page: Path) -> str:
+    """`tables.results` for a page at ``page``: sortable, each seed and number linked to its runs, and as CSV and LaTeX to save.
+
+    A seed leads to the folder of its last step; a number that is a mean over seeds to the folder that holds them.
+    """
+    table = results(list(runs))
+    chains = {method_title(m): {chain.seed: chain.last.folder for chain in found} for m, found in by_method(runs).items()}
+
+    def link(folder: Path, text: str) -> str:
+        away = os.path.relpath(folder.resolve(), page.resolve().parent)
+        return f'<a href="{quote(Path(away).as_posix())}/">{html.escape(text)}</a>'
+
+    rows = []
+    for _, row in table.iterrows():
+        folders = {seed: chains[row["method"]][seed] for seed in map(int, row["seeds"].split(", "))}
+        runs_of = next(iter(folders.values())) if len(folders) == 1 else next(iter(folders.values())).parents[1]
+        cells = [html.escape(row["method"]), ", ".join(link(folder, str(seed)) for seed, folder in folders.items())]
+        cells += [link(runs_of, str(row[name])) for name in table.columns[2:]]
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    saves = {"results.csv": table.to_csv(index=False), "results.tex": latex(table)}
+    downloads = " ".join(
+        f'<a download="{name}" href="data:text/plain;charset=utf-8,{quote(text)}">{name}</a>' for name, text in saves.items()
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>Save as {downloads}.</p>'
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A LaTeX table (needs booktabs) of a table of texts."""
+    text = table.to_latex(index=False, escape=True, column_format="l" + "r" * (len(table.columns) - 1))
+    for letter, command in {"→": r"$\to$", "±": r"$\pm$", MISSING: "--", "|": r"$\mid$"}.items():
+        text = text.replace(letter, command)
+    return text
+
+
 def page(body: str, title: str) -> str:
-    """A complete HTML page around the exported cells of a notebook: own style, no script, nothing fetched from anywhere."""
+    """A complete HTML page around the exported cells of a notebook: own style and script, nothing fetched from anywhere."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -113,10 +155,29 @@ def page(body: str, title: str) -> str:
 <main>
 {body}
 </main>
+<script>{SORT}</script>
 </body>
 </html>
 """
 
+
+SORT = """
+for (const head of document.querySelectorAll("table.sortable th")) {
+  head.title = "click to sort";
+  head.addEventListener("click", () => {
+    const body = head.closest("table").tBodies[0], column = head.cellIndex, down = head.dataset.order !== "down";
+    for (const other of head.parentNode.cells) delete other.dataset.order;
+    head.dataset.order = down ? "down" : "up";
+    const key = (row) => row.cells[column].textContent, number = (text) => Number.parseFloat(text);
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [number(key(a)), number(key(b))];
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y) || key(a).localeCompare(key(b));
+      return down ? y - x : x - y;
+    });
+    body.append(...rows);
+  });
+}
+"""
 
 STYLE = """
 body { margin: 0; background: #f4f4f1; color: #222; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -129,6 +190,10 @@ th, td { padding: .3rem .55rem; border: 0; border-bottom: 1px solid #ddd; text-a
 th { font-weight: 600; font-size: .8rem; vertical-align: bottom; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 tbody tr:hover { background: #f2f6fa; }
+td a { color: inherit; text-decoration-color: #bbb; }
+table.sortable th { cursor: pointer; }
+th[data-order=down]::after { content: " ▾"; }
+th[data-order=up]::after { content: " ▴"; }
 pre { overflow-x: auto; white-space: pre-wrap; font-size: .88rem; }
 code { background: #f2f2ef; padding: 0 .2em; }
 .anchor-link { display: none; }

@@ -210,7 +210,7 @@ def files(run: Run) -> pd.DataFrame:
 def protocol(runs: Sequence[Run]) -> str:
     """One paragraph that says under which rules the numbers of these runs were made."""
     last = max(runs, key=lambda run: run.step)
-    scenario, settings, metrics = last.scenario, last.settings, last.metrics
+    scenario, metrics = last.scenario, last.metrics
     sizes = " + ".join(str(len(group)) for group in scenario.groups)
     rules = last.protocol
     future = "left out" if rules.future_as == "ignore" else "counted as background"
@@ -222,13 +222,23 @@ def protocol(runs: Sequence[Run]) -> str:
     old, new, everything = (_classes(last, ("miou", part)) for part in ("old", "new", "all"))
     zeros = " Classes with an IoU of exactly 0 are left out of all." if rules.drop_zero else ""
     chosen = "" if rules.checkpoint == "last" else " The checkpoint was chosen on test images that show a current class."
+    networks = {
+        name: [run for run in runs if run.settings["arch"] == name] for name in sorted({r.settings["arch"] for r in runs})
+    }
+    arch = ", ".join(networks)
+    if len(networks) > 1:
+        arch = ", ".join(f"{name} ({', '.join(_titles(those))})" for name, those in networks.items())
     return (
-        f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {settings['arch']}. "
+        f"Scenario {scenario.name} ({sizes} classes), setting {scenario.setting}, network {arch}. "
         f"Protocol {rules.label} ({rules.source}): {metrics['test_images']} test images, evaluation size {rules.eval_size}, one "
         f"confusion matrix over all of them. Pixels of classes that have not arrived: {future} (future_as = {rules.future_as}); "
         f"IoU of an absent class: {rules.absent}. Old [{old}] are the base classes, new [{new}] all later ones, all "
         f"[{everything}]; 0 is the background.{zeros}{chosen} Seeds: {_listed([run.seed for run in runs])}.{maps}{modes}"
     )
+
+
+def _titles(runs: Iterable[Run]) -> list[str]:
+    return [method_title(m) for m in in_order(run.settings["method"] for run in runs)]
 
 
 def _listed(seeds: Iterable[int]) -> str:
