@@ -14,7 +14,7 @@ LAYERS = (  # a module may import from its own layer's left only
     ("files",),
     ("scenario", "schedules"),
     ("protocols",),
-    ("losses", "metrics", "replay", "pseudo", "semantics", "models", "data", "doctor"),
+    ("losses", "metrics", "openset", "calibration", "replay", "pseudo", "semantics", "models", "data", "doctor"),
     ("method", "methods", "runs"),
     ("train",),
     ("views",),
