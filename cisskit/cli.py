@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from cisskit import __version__
@@ -21,7 +22,13 @@ EXAMPLES = {
     "voc-15-1": "",
     "voc-10-1": "",
     "voc-5-3": "",
+    "voc-15-1_b": "a published order of the classes (b to w)",
+    "ade-100-50": "ADE20K",
+    "ade-100-10": "",
+    "isprs-4-1": "Potsdam or Vaihingen, with a true background",
     "isprs-2-2-1": "three or more numbers are the sizes of all groups",
+    "isprs_compat-2-2-1": "as published: impervious surface is class 0, lists shifted",
+    "camvid-7-2": "every pixel belongs to a class",
     "voc:person,chair/horse,cow": "groups of classes, any subset in any order",
 }
 
@@ -111,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     from cisskit.method import available
     from cisskit.pipeline import chains, default_jobs, make_report, run_chains
     from cisskit.runs import find_runs
-    from cisskit.views.tables import results
+    from cisskit.views.tables import protocol, results
 
     methods = available() if args.method == "all" else [m.strip() for m in args.method.split(",") if m.strip()]
     seeds = [_integer(word, "--seed") for word in str(args.seed).split(",")]
@@ -132,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
     well = run_chains(todo, jobs, say=lambda text: print(text, flush=True))
     runs = [run for chain in todo for run in find_runs(chain.folder.parent)]
     if runs:
-        print(f"\n{results(runs).to_string(index=False)}\n")
+        print(f"\n{results(runs).to_string(index=False)}\n\n{fill(protocol(runs), 120)}\n")
         print(f"report: {make_report(todo[0].folder.parents[2], runs)}")
     for chain in todo:
         if chain.error:
@@ -155,7 +162,7 @@ def _benchmark(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from cisskit.pipeline import make_report
     from cisskit.runs import find_runs
-    from cisskit.views.tables import results
+    from cisskit.views.tables import protocol, results
 
     runs = find_runs(args.folder)
     if not runs:
@@ -163,7 +170,8 @@ def _report(args: argparse.Namespace) -> int:
     scenarios = {run.folder.parents[2] for run in runs}
     for folder in sorted(scenarios):
         part = [run for run in runs if run.folder.parents[2] == folder]
-        print(f"{folder}\n{results(part).to_string(index=False)}\nreport: {make_report(folder, part)}\n")
+        table = results(part).to_string(index=False)
+        print(f"{folder}\n{table}\n\n{fill(protocol(part), 120)}\nreport: {make_report(folder, part)}\n")
     return 0
 
 
@@ -192,7 +200,10 @@ def _methods(args: argparse.Namespace) -> int:
 
 def _scenarios(args: argparse.Namespace) -> int:
     print("data sets:", ", ".join(f"{name} ({len(labels.names)} classes)" for name, labels in DATASETS.items()))
+    print("            and folder: your own images, labels and classes.txt, e.g. --scenario folder-3-1 --data-root MINE")
     print("settings: ", ", ".join(SETTINGS))
+    for name, rules in PROTOCOLS.items():
+        print(f"  protocol {name:<6} {rules.source}")
     for text, remark in EXAMPLES.items():
         scenario = Scenario.named(text)
         print(

@@ -212,7 +212,8 @@ def _one_thread() -> None:
 
 def _words(run: Run, seconds: float | None) -> str:
     miou = run.metrics["miou"]["all"]
-    words = f"mIoU all [{miou['classes']}] {100 * miou['value']:5.1f} %"
+    rules = "" if run.protocol.label == "clean" else f" (protocol {run.protocol.label})"
+    words = f"mIoU all [{miou['classes']}] {100 * miou['value']:5.1f} %{rules}"
     return f"{words}, done before" if seconds is None else f"{words}, {seconds:.0f} s"
 
 
