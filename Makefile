@@ -23,7 +23,7 @@ STRIP := $(BIN)/nbstripout --keep-id --extra-keys \
 	'metadata.papermill metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark dashboard test lab setup format lint types notebooks clean
+.PHONY: help demo benchmark dashboard gallery test lab setup format lint types notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ benchmark: $(STAMP) ## set up, run every method and ablation on the scenes, writ
 
 dashboard: $(STAMP) ## set up, make one page over the folder runs/ and open it (needs no server)
 	$(BIN)/cisskit dashboard --open $(ARGS)
+
+gallery: $(STAMP) ## set up, draw every picture of the notebooks from the folder runs/ onto one page, gallery/index.html
+	$(BIN)/cisskit gallery $(ARGS)
 
 test: $(STAMP) lint types ## set up, lint, check types, run the tests on all cores
 	$(BIN)/python -m pytest -q -n logical --dist loadgroup $(ARGS)

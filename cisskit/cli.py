@@ -1,4 +1,4 @@
-"""The command ``cisskit``: run, demo, benchmark, report, dashboard, methods, scenarios, doctor."""
+"""The command ``cisskit``: run, demo, benchmark, report, dashboard, gallery, methods, scenarios, doctor."""
 
 import argparse
 import json
@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("folder", nargs="?", default="runs", help="a runs folder")
     dashboard.add_argument("--data-root", default="", help="folder of the images, if it has moved since the runs were made")
     dashboard.add_argument("--open", action="store_true", help="show the page in the browser")
+
+    gallery = command("gallery", _gallery, "Execute all notebooks on a folder of runs and lay out every picture on one page.")
+    gallery.add_argument("folder", nargs="?", default="runs", help="a runs folder")
+    gallery.add_argument("--out", default="gallery", help="where the page goes")
 
     command("methods", _methods, "List the methods and their fields.")
     command("scenarios", _scenarios, "List data sets, example scenarios and settings.")
@@ -184,6 +188,13 @@ def _dashboard(args: argparse.Namespace) -> int:
     print(f"dashboard: {page} (opens from disk, without a server)")
     if args.open and not webbrowser.open(page.resolve().as_uri()):
         print("no browser was found; open the file yourself", file=sys.stderr)
+    return 0
+
+
+def _gallery(args: argparse.Namespace) -> int:
+    from cisskit.gallery import build
+
+    print(f"gallery: {build(Path(args.folder), Path(args.out), say=lambda text: print(text, flush=True))}")
     return 0
 
 

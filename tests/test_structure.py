@@ -19,7 +19,7 @@ LAYERS = (  # a module may import from its own layer's left only
     ("train",),
     ("views",),
     ("pipeline",),
-    ("benchmark", "dashboard"),
+    ("benchmark", "dashboard", "gallery"),
     ("cli",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
