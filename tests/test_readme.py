@@ -14,6 +14,8 @@ RUN_ELSEWHERE = (  # by other tests, or by CI
     "make test",  # CI
     "make lab",
     "make benchmark",  # test_benchmark runs it in small
+    "make dashboard",  # test_dashboard
+    "make gallery",  # test_gallery
     ". .venv/bin/activate",
     "python3 -m venv",  # CI makes the environment with the same pins
     "conda env create",  # test_env compares the file; the README says that the solve was not run
@@ -49,7 +51,7 @@ def test_every_command_of_the_readme_works(root, monkeypatch, tmp_path, capsys):
                 cli._parser().parse_args(words[1:])  # the data are not here; the options are right
             else:
                 assert cli.main([*words[1:], "--set", "data.train=24", "--set", "data.test=2"]) == 0, line
-        elif words[0] == "cisskit" and words[1] in ("report", "doctor", "benchmark"):
+        elif words[0] == "cisskit" and words[1] in ("report", "doctor", "benchmark", "dashboard", "data", "published", "compare"):
             cli._parser().parse_args(words[1:])
         elif words[:2] == ["python", "tests/golden.py"]:
             subprocess.run([sys.executable, *words[1:]], cwd=root, check=True, capture_output=True)
