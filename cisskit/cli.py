@@ -1,4 +1,4 @@
-"""The command ``cisskit``: run, demo, benchmark, report, dashboard, gallery, methods, scenarios, doctor."""
+"""The command ``cisskit``: run, demo, benchmark, report, dashboard, gallery, data, methods, scenarios, doctor."""
 
 import argparse
 import json
@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("folder", nargs="?", default="runs", help="a runs folder")
     dashboard.add_argument("--data-root", default="", help="folder of the images, if it has moved since the runs were made")
     dashboard.add_argument("--open", action="store_true", help="show the page in the browser")
+
+    data = command("data", _data, "Describe a data set: images and pixels per class, classes together, sizes, a contact sheet.")
+    data.add_argument("action", choices=["describe"])
+    data.add_argument("name", help="toy, voc, ade, isprs, camvid or folder")
+    data.add_argument("--root", default="", help="folder of the data set (the scenes need none)")
+    data.add_argument("--out", default="", help="also write the card here: card.json, classes.csv and pictures")
+    data.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="an option of the data set")
 
     gallery = command("gallery", _gallery, "Execute all notebooks on a folder of runs and lay out every picture on one page.")
     gallery.add_argument("folder", nargs="?", default="runs", help="a runs folder")
@@ -188,6 +195,14 @@ def _dashboard(args: argparse.Namespace) -> int:
     print(f"dashboard: {page} (opens from disk, without a server)")
     if args.open and not webbrowser.open(page.resolve().as_uri()):
         print("no browser was found; open the file yourself", file=sys.stderr)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from cisskit.views.card import describe
+
+    options = _overrides([f"data.{setting}" for setting in args.set], ()).get("data", {})
+    print(describe(args.name, args.root or None, args.out, options))
     return 0
 
 

@@ -74,6 +74,7 @@ def plan(
     arch = paper.arch(task, arch)
     recipe = changed(paper.recipe(task, now), changes)
     data = _data(task, recipe, data_root, data_options or {}, rules, seed)
+    extras = [*paper.needs, *(name for name in paper.wants if data.offers(name))]
     settings: dict[str, Any] = {
         "scenario": task.text,
         "setting": setting,
@@ -87,8 +88,8 @@ def plan(
         "recipe": settings_of(recipe),
         "fields": settings_of(paper),
         "base": paper.base_key(),
-        "data": data.describe(),
-        "extras": [*paper.needs, *(name for name in paper.wants if data.offers(name))],
+        "data": data.describe(extras),
+        "extras": extras,
         "options": dict(data_options or {}),
         "previous": None,
     }

@@ -231,8 +231,8 @@ class Marked(Source):
     def label(self, split, i):
         return torch.ones(4, 4, dtype=torch.uint8)
 
-    def presence(self, split):
-        return presence_of(*[[1]] * 8)
+    def pixels(self, split):
+        return 16 * presence_of(*[[1]] * 8).astype(np.int64)
 
     def sizes(self, split):
         return np.full((8, 2), 4)
@@ -475,7 +475,9 @@ def test_toy_presence_sizes_and_names(toy):
     assert toy.names("train")[12] == "train-00012" and len(toy.names("heldout")) == 5
     presence = toy.presence("test")
     for i in range(22):
-        assert np.flatnonzero(presence[i]).tolist() == toy.label("test", i).unique().tolist()
+        label = toy.label("test", i)
+        assert np.flatnonzero(presence[i]).tolist() == label.unique().tolist()
+        assert toy.pixels("test")[i].tolist() == np.bincount(label.flatten(), minlength=256).tolist()
     assert toy.image("test", 0).shape == (3, 64, 64) and (toy.sizes("test") == 64).all()
     with pytest.raises(KitError, match="'val'"):
         toy.names("val")

@@ -1,28 +1,24 @@
-"""Pascal VOC: layout, lists, label files, the index and its cache, `data_prep voc`.
+"""Pascal VOC: layout, lists, label files, the index and its cache.
 
 Small trees are made here; real files are used when present.
 """
 
 import hashlib
-import io
 import json
 import os
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 import torch
+from layouts import unpacked
 from PIL import Image
 
 from cisskit.data import Data, arrivals, open_source, select, select_test, shows
-from cisskit.data import voc as module
-from cisskit.data.voc import voc_palette
+from cisskit.data import files as module
+from cisskit.data.files import voc_palette
 from cisskit.errors import KitError
 from cisskit.protocols import protocol
 from cisskit.scenario import Scenario
-from data_prep import voc as prep
-from data_prep.__main__ import main
 
 SIZES = [(30, 40), (40, 30), (30, 40), (33, 25)]
 
@@ -105,6 +101,7 @@ def test_index_equals_the_labels(voc):
         for i, (found, size) in enumerate(zip(source.presence(split), source.sizes(split), strict=True)):
             label = source.label(split, i)
             assert np.flatnonzero(found).tolist() == label.unique().tolist() and tuple(size) == tuple(label.shape)
+            assert source.pixels(split)[i].tolist() == np.bincount(label.flatten(), minlength=256).tolist()
 
 
 def test_every_usual_root_is_found(voc):
@@ -166,14 +163,14 @@ def test_workers_and_decoded_cache_change_nothing(voc):
 
 def test_decoded_images_are_kept_within_the_budget(voc, monkeypatch):
     source = open_source("voc", voc)
-    source._room = 2 * 4 * 30 * 40  # two of the 30 x 40 images and labels
+    source.cache.room = 2 * 4 * 30 * 40  # two of the 30 x 40 images and labels
     source.warm("train", np.arange(8))
-    assert sorted(i for _, i in source._kept) == [0, 1] and source._room == 0
+    assert sorted(i for _, i in source.cache.kept) == [0, 1] and source.cache.room == 0
     monkeypatch.setattr(module, "read_image", lambda path: pytest.fail(f"decoded {path} again"))
     source.pair("train", 0)
     monkeypatch.undo()
     source.pair("train", 2)
-    assert len(source._kept) == 2
+    assert len(source.cache.kept) == 2
 
 
 def test_images_of_several_sizes_need_a_crop(voc):
@@ -187,7 +184,7 @@ def test_second_start_reads_no_label(voc, cache, monkeypatch):
     first = open_source("voc", voc)
     presence, mark = first.presence("train"), first.fingerprint("train")
     assert [p.suffix for p in cache.iterdir()] == [".npz"]
-    monkeypatch.setattr(module, "index_labels", lambda labels: pytest.fail("read again"))
+    monkeypatch.setattr(module, "index_labels", lambda *_: pytest.fail("read again"))
     second = open_source("voc", voc)
     assert (second.presence("train") == presence).all() and second.fingerprint("train") == mark
 
@@ -217,7 +214,7 @@ def test_a_damaged_index_is_made_again(voc, cache, damage):
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:200] if damage is None else damage)
     assert (open_source("voc", voc).presence("train") == presence).all()
-    np.load(file, allow_pickle=False)["presence"]  # and written anew
+    np.load(file, allow_pickle=False)["pixels"]  # and written anew
 
 
 def test_an_index_that_cannot_be_kept_is_only_a_warning(voc, tmp_path, monkeypatch):
@@ -350,125 +347,7 @@ def test_no_image_of_a_class(voc):
     refused(lambda: Data(Scenario("voc", ((1,), (7,))), open_source("voc", voc), crop=16).train(1), "step 1", "car (7)")
 
 
-# --- data_prep ---
-
-
-@pytest.fixture
-def archives(tmp_path, monkeypatch):
-    """A folder DATA with the three files, made from a small tree."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # what is unpacked must be on the disk of DATA
-    monkeypatch.setattr(prep, "SIZES", {"train_aug": 8, "train": 8, "val": 5})
-    made = tree(tmp_path / "source")
-    data = tmp_path / "DATA"
-    data.mkdir()
-    (made / "Annotations").mkdir()
-    (made / "Annotations/x.xml").write_text("not needed")
-    (made / "SegmentationClass").mkdir()
-    with zipfile.ZipFile(data / prep.AUGMENTED, "w") as packed:
-        packed.writestr("__MACOSX/SegmentationClassAug/._x.png", "junk")
-        for file in (made / "SegmentationClassAug").iterdir():
-            packed.write(file, f"SegmentationClassAug/{file.name}")
-            file.rename(made / "SegmentationClass" / file.name)
-    (made / "SegmentationClassAug").rmdir()
-    (data / prep.NAMES).write_text((made / "ImageSets/Segmentation/train.txt").read_text())
-    with tarfile.open(data / prep.TRAINVAL, "w") as packed:
-        packed.add(made.parent, "VOCdevkit")
-    return data
-
-
-def test_archives_become_the_layout(archives, capsys):
-    assert main(["voc", "--root", str(archives)]) == 0
-    voc = archives / "VOCdevkit/VOC2012"
-    assert sorted(p.name for p in voc.iterdir()) == ["ImageSets", "JPEGImages", "SegmentationClass", "SegmentationClassAug"]
-    assert sorted(p.name for p in archives.iterdir()) == sorted(["VOCdevkit", prep.TRAINVAL, prep.AUGMENTED, prep.NAMES])
-    assert len(list((voc / "SegmentationClassAug").iterdir())) == 13  # and none of the junk of another system
-    table = capsys.readouterr().out
-    assert "complete" in table and table.count("  ok ") == 5
-    source = open_source("voc", archives)
-    assert source.describe()["train_list"] == "train_aug" and source.presence("train").any()
-
-
-def test_nothing_that_exists_is_overwritten(archives, capsys):
-    main(["voc", "--root", str(archives)])
-    mine = archives / "VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt"
-    mine.write_text("2007_000001\n")
-    before = files(archives)
-    assert main(["voc", "--root", str(archives)]) == 1  # the table says that the list is shorter
-    assert files(archives) == before
-    assert "1 images" in capsys.readouterr().out
-
-
-def test_check_writes_nothing_and_finds_every_fault(archives, cache, capsys):
-    main(["voc", "--root", str(archives)])
-    voc = archives / "VOCdevkit/VOC2012"
-    save_label(voc / "SegmentationClassAug/2007_000001.png", np.ones((41, 30), dtype=np.uint8))
-    jpeg = voc / "JPEGImages/2007_000002.jpg"
-    jpeg.write_bytes(jpeg.read_bytes()[:400])
-    (voc / "JPEGImages/2007_000004.jpg").unlink()
-    before = files(archives)
-    capsys.readouterr()
-    assert main(["voc", "--root", str(archives), "--check"]) == 1
-    said = capsys.readouterr().out
-    assert "label without image: 2007_000004 (1 in all)" in said
-    assert "2007_000001: image 30 x 40, label 30 x 41" in said and "2007_000002.jpg" in said
-    assert "not as expected: pairs, images" in said
-    assert files(archives) == before and not cache.exists()
-
-
-def test_without_archives_the_files_are_named(tmp_path, capsys):
-    assert main(["voc", "--root", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert all(word in said for word in (prep.TRAINVAL, prep.AUGMENTED, prep.NAMES, "host.robots.ox.ac.uk", str(tmp_path)))
-    assert main(["voc", "--root", str(tmp_path), "--check"]) == 1
-    assert "looked for" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "name", ["../outside.txt", "/tmp/outside.txt", "VOCdevkit/VOC2012/ImageSets/Segmentation/../../../../../x.txt"]
-)
-def test_archives_that_reach_outside_are_refused(archives, tmp_path, name, capsys):
-    with tarfile.open(archives / prep.TRAINVAL, "a") as packed:
-        member = tarfile.TarInfo(name)
-        member.size = 3
-        packed.addfile(member, io.BytesIO(b"bad"))
-    before = sorted(tmp_path.rglob("*"))
-    if name.startswith("/"):  # the filter strips a leading slash: harmless, and not one of the wanted folders
-        assert main(["voc", "--root", str(archives)]) == 0
-        assert not os.path.exists(name)
-    else:
-        assert main(["voc", "--root", str(archives)]) == 1
-        assert prep.TRAINVAL in capsys.readouterr().err
-        assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_label_archives_that_reach_outside_are_refused(archives, capsys):
-    with zipfile.ZipFile(archives / prep.AUGMENTED, "a") as packed:
-        packed.writestr("SegmentationClassAug/../../../x.png", "bad")
-    assert main(["voc", "--root", str(archives)]) == 1
-    assert "SegmentationClassAug/../../../x.png" in capsys.readouterr().err
-    assert not (archives / "VOCdevkit/VOC2012/SegmentationClassAug").exists()
-    assert not list((archives / "VOCdevkit/VOC2012").glob(".unpacking*"))
-
-
-def test_a_truncated_archive_leaves_nothing(archives, tmp_path, capsys):
-    tar = archives / prep.TRAINVAL
-    tar.write_bytes(tar.read_bytes()[:3000])
-    before = sorted(tmp_path.rglob("*"))
-    assert main(["voc", "--root", str(archives)]) == 1
-    assert "cannot unpack" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
-
-
 # --- real files, when they are there ---
-
-
-def unpacked(shared, name, folder):
-    archive = shared / "data" / "real" / f"{name}.tar.gz"
-    if not archive.is_file():
-        pytest.skip(f"needs {name}.tar.gz: {archive} is not there")
-    with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
-    return folder
 
 
 @pytest.mark.parametrize("name", ["voc_mini", "voc_subset"])

@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from cisskit.data.ade import Ade
 from cisskit.data.base import (
     Batch,
     Data,
@@ -19,16 +20,24 @@ from cisskit.data.base import (
     shows,
     step_table,
 )
+from cisskit.data.camvid import CamVid
+from cisskit.data.files import FileSource
+from cisskit.data.folder import Folder
+from cisskit.data.isprs import Isprs, IsprsCompat
 from cisskit.data.toy import Toy
 from cisskit.data.voc import Voc
 from cisskit.errors import KitError, unknown
 from cisskit.scenario import Scenario
 
-SOURCES: dict[str, Any] = {"toy": Toy, "voc": Voc}  # subclasses of `Source`, each with its own arguments
+SOURCES: dict[str, Any] = {
+    "toy": Toy, "voc": Voc, "ade": Ade, "isprs": Isprs, "isprs_compat": IsprsCompat, "camvid": CamVid, "folder": Folder,
+}  # fmt: skip
+"""Subclasses of `Source`, each with its own arguments."""
 
 __all__ = [
-    "SOURCES", "Batch", "Data", "Source", "Toy", "TrainLoader", "Voc", "arrivals", "kept", "label_table", "open_source",
-    "partition", "read_scenario", "renumber", "select", "select_test", "shows", "step_table",
+    "SOURCES", "Ade", "Batch", "CamVid", "Data", "FileSource", "Folder", "Isprs", "IsprsCompat", "Source", "Toy", "TrainLoader",
+    "Voc", "arrivals", "kept", "label_table", "open_source", "partition", "read_scenario", "renumber", "select", "select_test",
+    "shows", "step_table",
 ]  # fmt: skip
 
 
@@ -52,7 +61,7 @@ def open_source(dataset: str, root: str | Path | None = None, **options: Any) ->
     if root is None:
         raise KitError(
             f"the data set {dataset!r} needs the folder of its files, the root; "
-            f"`python -m data_prep {dataset} --root DATA` makes one."
+            f"`python -m data_prep {dataset} --root DATA` makes one, or says what is missing."
         )
     return kind(root, **options)
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -30,7 +31,7 @@ from cisskit.data.transforms import (
 from cisskit.errors import KitError, first_ten, unknown
 from cisskit.protocols import Protocol
 from cisskit.protocols import protocol as choose
-from cisskit.scenario import BACKGROUND, IGNORE, Labels, Scenario
+from cisskit.scenario import BACKGROUND, IGNORE, Labels, Scenario, known_labels
 
 Sees = Literal["step", "seen"]
 """``step``: images and labels of one step. ``seen``: of all steps so far, for the joint upper bound."""
@@ -39,6 +40,8 @@ Augment = Literal["area", "scale", "shorter_scale"]
 Replay = Literal["pool", "half"]
 """How exemplars are trained with, see `Data.train`."""
 USES = ("train", "train_seen", "val", "truth")
+EXTRAS = ("truth", "saliency")
+"""What a training batch can bring besides image and label, see `Data.train`."""
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Source(ABC):
     """Every object is a class, so that saliency is simply "label > 0" (the scenes)."""
     palette: NDArray[np.uint8]
     """(256, 3) colour of each original id."""
+    missing: Mapping[str, str] = MappingProxyType({})
+    """Splits that have no images, and why."""
 
     @classmethod
     def own_labels(cls, root: str | Path | None) -> Labels | None:
@@ -95,8 +100,12 @@ class Source(ABC):
         """(H, W) uint8, original ids."""
 
     @abstractmethod
+    def pixels(self, split: str) -> NDArray[np.int64]:
+        """(n, 256): how many pixels of image i have original id c, or 255."""
+
     def presence(self, split: str) -> NDArray[np.bool_]:
-        """(n, 256): does image i show original id c, in one pixel of the whole map or more?"""
+        """(n, 256): does image i show original id c, in one pixel of the whole map or more? Images are chosen by it."""
+        return self.pixels(split) > 0
 
     @abstractmethod
     def sizes(self, split: str) -> NDArray[np.int64]:
@@ -109,6 +118,23 @@ class Source(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """The options that decide a result, ready for JSON. No paths."""
+
+    @property
+    def labels(self) -> Labels:
+        """What its original ids mean."""
+        return known_labels(self.dataset)
+
+    def saliency(self, split: str, i: int) -> Tensor:
+        """(H, W) uint8: not 0 where some object is, whatever its class. Raises `KitError` where there is no such map."""
+        raise KitError(f"{self.where(split, i)}: there is no saliency map.")
+
+    def without_saliency(self, split: str) -> list[str]:
+        """Names of the images that lack a saliency map."""
+        return list(self.names(split))
+
+    def saliency_origin(self) -> str:
+        """Who made the saliency maps, as far as their folder says."""
+        return ""
 
     def where(self, split: str, i: int) -> str:
         """How an error names the image."""
@@ -215,8 +241,9 @@ def select(
 ) -> NDArray[np.bool_]:
     """(n,): which training images belong to a step. presence: (n, 256).
 
-    overlap: shows a current class. disjoint, sequential: and no class of a later step. partitioned: see `partition`.
-    joint: every image. ``sees="seen"``: images of this step and all before.
+    overlap: shows a current class. disjoint, sequential: and no class of a later step (SSUL's and IDEC's released filter takes
+    the lower ids for the earlier classes, which goes wrong in other orders; not followed). partitioned: see `partition`. joint:
+    every image. ``sees="seen"``: images of this step and all before.
     allowed: (n, T), the steps that an image may belong to at all (increments of domain); None allows all.
     Raises `KitError` when there is none.
     """
@@ -272,21 +299,28 @@ Key = tuple[int, int]
 
 
 class _Samples(Dataset[Any]):
-    """Reads the images of one batch: uint8 (B, H, W, 3) and (B, H, W). Crop, no flip: that is done on the whole batch."""
+    """Reads the images of one batch: uint8 (B, H, W, 3) and (B, H, W). Crop, no flip: that is done on the whole batch.
+
+    saliency: labels are (B, 2, H, W), the saliency map under the label.
+    """
 
     def __init__(
-        self, source: Source, split: str, *, crop: int | None = None, augment: Augment = "area", eval_side: int | None = None
-    ) -> None:
+        self, source: Source, split: str, *, crop: int | None = None, augment: Augment = "area", eval_side: int | None = None,
+        saliency: bool = False,
+    ) -> None:  # fmt: skip
         self.source, self.split, self.crop, self.augment, self.eval_side = source, split, crop, augment, eval_side
+        self.saliency = saliency
 
     def one(self, key: Key) -> tuple[Tensor, Tensor]:
         i, seed = key
         image, label = self.source.pair(self.split, i)
+        if self.saliency:
+            label = torch.stack([label, self.source.saliency(self.split, i)])
         if self.crop is not None and self.augment != "area":
             shorter = self.augment == "shorter_scale"
             image, label = scale_crop(image, label, self.crop, random.Random(seed), shorter=shorter)
         elif self.crop is not None:
-            height, width = label.shape
+            height, width = label.shape[-2:]
             box = crop_box(height, width, random.Random(seed))
             image, label = crop_resize(image, label, box, self.crop)
         elif self.eval_side is not None:
@@ -369,6 +403,9 @@ class _Finish:
         labels = labels.to(self.device, non_blocking=True)
         if flips is not None:
             images, labels = flip(images, flips), flip(labels, flips)
+        if labels.dim() == 4:
+            extra["saliency"] = labels[:, 1] > 0
+            labels = labels[:, 0]
         extra |= {name: renumber(labels, table) for name, table in self.extras.items()}
         told = renumber(labels, self.table)
         if self.memory_table is not None:
@@ -397,7 +434,7 @@ class TrainLoader:
     def __init__(
         self, source: Source, indices: NDArray[np.int64], n_memory: int, table: Tensor, *,
         crop: int | None, augment: Augment, batch_size: int, seed: int, step: int, workers: int, replay: Replay,
-        memory_table: Tensor | None, extras: Mapping[str, Tensor] | None = None,
+        memory_table: Tensor | None, extras: Mapping[str, Tensor] | None = None, saliency: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.indices, self.table, self.extras = source, indices, table, extras
         self.replay, self.memory_table = replay, memory_table
@@ -409,7 +446,9 @@ class TrainLoader:
         names = source.names("train")
         self.names = tuple(names[i] for i in indices)
         self._arrays = source.arrays("train") if crop is None else None
-        self._reader = _Reader(_Samples(source, "train", crop=crop, augment=augment), indices, workers, keep=True)
+        self._reader = _Reader(
+            _Samples(source, "train", crop=crop, augment=augment, saliency=saliency), indices, workers, keep=True
+        )
         self._finish: dict[torch.device, _Finish] = {}
 
     def plan(self, epoch: int) -> Plan:
@@ -513,7 +552,7 @@ class Data:
         """Training batches of a step.
 
         extras: what else a batch brings in ``extra``: "truth", (B, H, W) int64, the learned ids of all classes, for reporting
-        and never for training; "saliency", (B, H, W) bool, where some object is (only the scenes have it so far).
+        and never for training; "saliency", (B, H, W) bool, where some object is, from the maps of `Source.saliency`.
         memory: names of training images that are replayed; they are marked in ``extra["from_memory"]``. replay: "pool": they
         come on top of the step's images and are labelled by the same table, so that an exemplar shows the step's classes only
         (DKD-M). "half": batches keep their number; at a random half of the positions of each an exemplar replaces the image,
@@ -531,29 +570,44 @@ class Data:
                     f"the {len(indices)} images of step {step} have {len(sizes)} different sizes and cannot share a batch. "
                     "Give a training crop, for instance crop=224 (or batch_size=1)."
                 )
-        void = self.protocol.void_in_training
+        void, tables = self.protocol.void_in_training, self._extra_tables(extras, step)
         table = step_table(self.scenario, step, "train" if sees == "step" else "train_seen", void)
         return TrainLoader(
             self.source, indices, len(replayed), table,
             crop=self.crop, augment=self.augment, batch_size=self.batch_size, seed=self.seed, step=step, workers=self.workers,
             replay=replay, memory_table=step_table(self.scenario, step, "train_seen", void) if replay == "half" else None,
-            extras={name: self._extra_table(name, step) for name in extras},
+            extras=tables, saliency="saliency" in extras and "saliency" not in tables,
         )  # fmt: skip
 
     def offers(self, extra: str) -> bool:
-        """Whether batches can bring this extra, see `train`."""
-        return extra == "truth" or (extra == "saliency" and self.source.perfect_saliency)
+        """Whether batches can bring this extra, see `train`. Raises `KitError` when only some images have a saliency map."""
+        if extra != "saliency" or self.source.perfect_saliency:
+            return extra in EXTRAS
+        lacking = self.source.without_saliency("train")
+        if lacking and len(lacking) < len(self.source.names("train")):
+            raise KitError(
+                f"the saliency maps of {self.source.dataset!r} are not complete; there is none for {first_ten(lacking)}. "
+                "`python -m data_prep saliency` makes the missing ones; or take all maps away."
+            )
+        return not lacking
 
-    def _extra_table(self, name: str, step: int) -> Tensor:
-        if name == "truth":
-            return step_table(self.scenario, step, "truth").long()
-        if name != "saliency":
-            raise unknown("extra of a batch", name, ("truth", "saliency"))
-        if not self.source.perfect_saliency:
-            raise KitError(f"there are no saliency maps for {self.source.dataset!r} yet; the scenes ('toy') have them.")
-        table = torch.ones(256, dtype=torch.bool)
-        table[BACKGROUND] = table[IGNORE] = False
-        return table
+    def _extra_tables(self, extras: Sequence[str], step: int) -> dict[str, Tensor]:
+        """Tables of the extras that follow from the label alone; saliency that lies in files does not."""
+        tables = {}
+        for name in extras:
+            if name not in EXTRAS:
+                raise unknown("extra of a batch", name, EXTRAS)
+            if not self.offers(name):
+                raise KitError(
+                    f"there are no saliency maps for {self.source.dataset!r}; `python -m data_prep saliency --help` says how to "
+                    "make them. The scenes ('toy') need none."
+                )
+            if name == "truth":
+                tables[name] = step_table(self.scenario, step, "truth").long()
+            elif self.source.perfect_saliency:
+                tables[name] = torch.ones(256, dtype=torch.bool)
+                tables[name][[BACKGROUND, IGNORE]] = False
+        return tables
 
     def test(
         self, step: int, split: str = "test", which: str = "all", device: torch.device | str = "cpu", *, use: str = "truth"
@@ -601,11 +655,13 @@ class Data:
         colours[1 : len(self.scenario.order) + 1] = self.source.palette[list(self.scenario.order)]
         return colours
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, extras: Sequence[str] = ()) -> dict[str, Any]:
         """Everything about the data that decides a result, ready for JSON; no paths, nothing of this machine.
 
+        extras: of the batches, as in `train`; with "saliency" the origin of the maps is described too.
         Raises `KitError` when a step has no images, so that a chain of steps fails before its first.
         """
+        origin = self.source.saliency_origin() if "saliency" in extras else ""
         return {
             "dataset": self.source.dataset,
             "source": self.source.describe(),
@@ -617,4 +673,5 @@ class Data:
             "ratio": self.ratio,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            **({"saliency": origin} if origin else {}),
         }

@@ -44,7 +44,7 @@ class Toy(Source):
         self.palette = np.zeros((256, 3), dtype=np.uint8)
         self.palette[: len(PALETTE)] = PALETTE
         self.palette[IGNORE] = 255
-        self._presence: dict[str, NDArray[np.bool_]] = {}
+        self._pixels: dict[str, NDArray[np.int64]] = {}
 
     def arrays(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in self.counts:
@@ -62,13 +62,12 @@ class Toy(Source):
     def label(self, split: str, i: int) -> Tensor:
         return self.arrays(split)[1][i]
 
-    def presence(self, split: str) -> NDArray[np.bool_]:
-        if split not in self._presence:
+    def pixels(self, split: str) -> NDArray[np.int64]:
+        if split not in self._pixels:
             labels = self.arrays(split)[1].numpy()
-            found = np.zeros((len(labels), 256), dtype=bool)
-            found[np.arange(len(labels))[:, None], labels.reshape(len(labels), -1)] = True
-            self._presence[split] = found
-        return self._presence[split]
+            rows = 256 * np.arange(len(labels), dtype=np.int64)[:, None] + labels.reshape(len(labels), -1)
+            self._pixels[split] = np.bincount(rows.ravel(), minlength=256 * len(labels)).reshape(-1, 256)
+        return self._pixels[split]
 
     def sizes(self, split: str) -> NDArray[np.int64]:
         return np.full((len(self.names(split)), 2), self.size, dtype=np.int64)

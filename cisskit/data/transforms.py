@@ -3,6 +3,8 @@
 Images are bilinear, labels nearest, both through Pillow: its antialiased uint8 filter is what the released code uses,
 and the tensor version of it differs by one grey level. Label ids are never mixed, so a resized label holds only values
 that the original had.
+
+A label is (H, W), or (P, H, W): planes that go the same way, such as a saliency map under the label.
 """
 
 import math
@@ -56,13 +58,13 @@ def crop_resize(image: Tensor, label: Tensor, box: Box, size: int) -> tuple[Tens
 
     Args:
         image: (3, H, W) uint8.
-        label: (H, W) uint8.
+        label: (H, W) or (P, H, W) uint8.
         box: inside the image.
     Returns:
-        uint8 (3, size, size) and (size, size).
+        uint8 (3, size, size) and (size, size), or (P, size, size).
     """
     top, left, h, w = box
-    image, label = image[:, top : top + h, left : left + w], label[top : top + h, left : left + w]
+    image, label = (x[..., top : top + h, left : left + w] for x in (image, label))
     return _resize_image(image, size, size), _resize_label(label, size, size)
 
 
@@ -74,18 +76,18 @@ def scale_crop(
     Where the scaled image is too small it is padded with 0, the label too: padding is background, not void, as released.
 
     Args:
-        image: (3, H, W) uint8. label: (H, W) uint8.
+        image: (3, H, W) uint8. label: (H, W) or (P, H, W) uint8.
         scale: range of the factor, drawn uniformly; sizes are cut down to whole pixels.
         shorter: resize the shorter side to ``size`` first (MBS, AMIS).
     Returns:
-        uint8 (3, size, size) and (size, size).
+        uint8 (3, size, size) and (size, size), or (P, size, size).
     """
     if shorter:
-        least = min(label.shape)
-        height, width = (int(size * side / least) for side in label.shape)  # divided last: whole sides stay whole
+        least = min(label.shape[-2:])
+        height, width = (int(size * side / least) for side in label.shape[-2:])  # divided last: whole sides stay whole
         image, label = _resize_image(image, height, width), _resize_label(label, height, width)
     factor = rng.uniform(*scale)
-    height, width = (max(1, int(factor * side)) for side in label.shape)
+    height, width = (max(1, int(factor * side)) for side in label.shape[-2:])
     return padded_crop(_resize_image(image, height, width), _resize_label(label, height, width), size, rng)
 
 
@@ -99,11 +101,11 @@ def padded_crop(image: Tensor, label: Tensor, size: int, rng: random.Random) -> 
         if missing > 0:
             border = (1 + missing) // 2
             image, label = (F.pad(x, (border,) * 4) for x in (image, label))
-    height, width = label.shape
+    height, width = label.shape[-2:]
     top = left = 0
     if (height, width) != (size, size):
         top, left = rng.randint(0, height - size), rng.randint(0, width - size)
-    return image[:, top : top + size, left : left + size], label[top : top + size, left : left + size]
+    return image[:, top : top + size, left : left + size], label[..., top : top + size, left : left + size]
 
 
 def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -111,14 +113,14 @@ def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Te
 
     Label and image are cut alike, so a quarter of a 4:3 photograph is never scored. Shapes as in `crop_resize`.
     """
-    height, width = label.shape
+    height, width = label.shape[-2:]
     if height <= width:
         height, width = size, int(size * width / height)
     else:
         height, width = int(size * height / width), size
     top, left = round((height - size) / 2), round((width - size) / 2)
     image, label = _resize_image(image, height, width), _resize_label(label, height, width)
-    return image[:, top : top + size, left : left + size], label[top : top + size, left : left + size]
+    return image[:, top : top + size, left : left + size], label[..., top : top + size, left : left + size]
 
 
 def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
@@ -176,7 +178,9 @@ def _resize_image(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resize_label(label: Tensor, height: int, width: int) -> Tensor:
-    if label.shape == (height, width):
+    if label.shape[-2:] == (height, width):
         return label
+    if label.dim() == 3:
+        return torch.stack([_resize_label(plane, height, width) for plane in label])
     resized = Image.fromarray(np.ascontiguousarray(label.numpy())).resize((width, height), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(resized))
