@@ -1,4 +1,4 @@
-"""The command ``cisskit``: run, demo, benchmark, report, dashboard, gallery, data, methods, scenarios, doctor."""
+"""The command ``cisskit``: runs, tables, pages, facts about data and published numbers."""
 
 import argparse
 import json
@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("folder", nargs="?", default="runs", help="a runs folder")
     dashboard.add_argument("--data-root", default="", help="folder of the images, if it has moved since the runs were made")
     dashboard.add_argument("--open", action="store_true", help="show the page in the browser")
+
+    published = command("published", _published, "Print published numbers: those with all the values asked for.")
+    for name in ("method", "dataset", "task", "setting", "metric", "classes", "backbone", "memory"):
+        published.add_argument(f"--{name}", help={"classes": "e.g. 0-15", "metric": "e.g. old, all, hIoU"}.get(name))
+    compare = command("compare", _compare, "Put a run beside the published numbers of its task, and say which may be compared.")
+    compare.add_argument("folder", help="folder of one finished step, e.g. runs/voc-15-1-overlap-dkd/dkd/seed0/step5")
 
     data = command("data", _data, "Describe a data set: images and pixels per class, classes together, sizes, a contact sheet.")
     data.add_argument("action", choices=["describe"])
@@ -195,6 +201,29 @@ def _dashboard(args: argparse.Namespace) -> int:
     print(f"dashboard: {page} (opens from disk, without a server)")
     if args.open and not webbrowser.open(page.resolve().as_uri()):
         print("no browser was found; open the file yourself", file=sys.stderr)
+    return 0
+
+
+def _published(args: argparse.Namespace) -> int:
+    from cisskit.published import rows
+
+    asked = {name: value for name, value in vars(args).items() if name != "command"}
+    columns = ["method", "year", "backbone", "dataset", "task", "setting", "memory", "metric", "value", "protocol", "source"]
+    print(rows(**asked)[columns].to_string(index=False))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from cisskit.published import compare
+    from cisskit.runs import Run
+
+    found = compare(Run.load(args.folder))
+    print(fill(found.text, 120))
+    for title, table in (("matching", found.matching), ("the same classes by other rules", found.other_rules)):
+        if len(table):
+            print(f"\n{title}\n{table.to_string(index=False)}")
+    if len(found.left_out):
+        print(f"\nleft out\n{found.left_out['why'].value_counts().to_string(header=False)}")
     return 0
 
 

@@ -52,3 +52,11 @@ def test_overrides_are_read_as_json_else_as_text():
 def test_a_report_without_runs_says_how_to_make_some(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "cisskit demo" in capsys.readouterr().err
+
+
+def test_published_numbers(capsys):
+    assert cli.main(["published", "--method", "dkd", "--task", "15-1", "--setting", "overlap", "--classes", "0-15"]) == 0
+    out = capsys.readouterr().out
+    assert "78.09" in out and "DKD paper" in out and "MiB" not in out
+    assert cli.main(["published", "--method", "dkk"]) == 2
+    assert "unknown method among the published numbers" in capsys.readouterr().err
