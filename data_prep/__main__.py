@@ -36,12 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KitError(f"{chosen.root} does not exist. Make the folder, so that nothing lands in a mistyped place.")
         lock = FileLock(chosen.root / ".data_prep.lock")
         try:
-            with lock.acquire(timeout=0):
-                return int(chosen.module.assemble(chosen))
+            lock.acquire(timeout=0)
         except Timeout as error:
             raise KitError(f"another data_prep is at work in {chosen.root}; wait for it.") from error
-        except PermissionError as error:
-            raise KitError(f"cannot write in {chosen.root}: {error}. Use --check to look only.") from error
+        except OSError as error:
+            raise KitError(f"cannot write in {chosen.root}: {error}. --check looks and writes nothing.") from error
+        try:
+            return int(chosen.module.assemble(chosen))
+        finally:
+            lock.release()
     except KitError as error:
         print(error, file=sys.stderr)
         return 1

@@ -21,11 +21,8 @@ COMPLETE, AS_LARGE, AS_RECORDED = "image and label for each", "each as large as 
 
 def each(function: Callable[[T], R], items: Sequence[T], told: str, most: int = 16) -> list[R]:
     """``function`` of all items, on all cores but no more than ``most``: Pillow, zlib and OpenCV let other threads run."""
-    pool = ThreadPoolExecutor(min(most, os.cpu_count() or 1))
-    try:
+    with ThreadPoolExecutor(min(most, os.cpu_count() or 1)) as pool:
         return list(tqdm(pool.map(function, items), total=len(items), desc=told, disable=None))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class Table:

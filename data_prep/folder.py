@@ -19,7 +19,7 @@ from PIL import Image
 from cisskit.data.colours import Colour, colours_to_ids, tell_colours
 from cisskit.data.files import DAMAGED, SALIENCY, Folders, Pair, coding, found_pairs
 from cisskit.data.folder import CLASSES, IMAGES, LABELS, read_classes
-from cisskit.data.manifest import write_manifest
+from cisskit.data.manifest import read_manifest, write_manifest
 from cisskit.errors import KitError, first_ten
 from cisskit.scenario import IGNORE
 from data_prep.check import Table, count_of, each, rows_of_pairs
@@ -36,7 +36,14 @@ def assemble(chosen: argparse.Namespace) -> int:
     """Convert labels in colour unless that has been done, then `check`."""
     root = chosen.root
     colours = read_classes(root / CLASSES).colours
+    wanted = {"colours": {f"{r} {g} {b}": value for (r, g, b), value in colours.items()}}
     if (root / CONVERTED).exists():
+        made = read_manifest(root / CONVERTED)
+        if made is not None and made.options != wanted:
+            raise KitError(
+                f"{root / CONVERTED} was made with other classes or colours than {root / CLASSES} has now. Move it away and run "
+                "again."
+            )
         print(f"{root / CONVERTED} exists; it is kept")
         return check(chosen)
     labels = _labels(root)
@@ -60,7 +67,7 @@ def assemble(chosen: argparse.Namespace) -> int:
             "class, for instance `road 128 64 128`."
         )
     with workplace(root, CONVERTED) as work:
-        made = work / CONVERTED
+        folder = work / CONVERTED
 
         def convert(label: Path) -> Counter[Colour]:
             try:
@@ -68,7 +75,7 @@ def assemble(chosen: argparse.Namespace) -> int:
                     ids, unknown = colours_to_ids(np.asarray(image), colours)
             except DAMAGED as error:
                 raise KitError(f"cannot read {label}: {error}. Nothing was written.") from error
-            target = made / label.relative_to(root / GIVEN)
+            target = folder / label.relative_to(root / GIVEN)
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(ids).save(target)
             return unknown
@@ -80,9 +87,8 @@ def assemble(chosen: argparse.Namespace) -> int:
                 f"{root / GIVEN}: {tell_colours(total)}, in {first_ten(unknown)}. Nothing was written. Give each colour a line "
                 f"in {CLASSES}, `void` and its colour for one that is not scored."
             )
-        told = {f"{r} {g} {b}": value for (r, g, b), value in colours.items()}
-        write_manifest(made, "folder", {"colours": told}, {"all": pairs_of(root, made)}, f"{GIVEN}, by the colours of {CLASSES}")
-        move(made, root / CONVERTED)
+        write_manifest(folder, "folder", wanted, {"all": pairs_of(root, folder)}, f"{GIVEN}, by the colours of {CLASSES}")
+        move(folder, root / CONVERTED)
     return check(chosen)
 
 

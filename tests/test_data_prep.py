@@ -93,6 +93,7 @@ def ade(tmp_path, monkeypatch):
     monkeypatch.setattr(ade20k, "STEPS", {})
     with zipfile.ZipFile(data / ade20k.ARCHIVE.name, "w") as packed:
         packed.writestr("ADEChallengeData2016/objectInfo150.txt", "not needed")
+        packed.writestr("ADEChallengeData2016/images/training/Thumbs.db", "not needed")
         for file in sorted((tmp_path / "ade").rglob("*.*")):
             packed.write(file, file.relative_to(tmp_path / "ade"))
     return data
@@ -125,7 +126,7 @@ def test_ades_archive_becomes_its_layout(ade, said):
     assert status == 0 and "complete" in table
     made = ade / "ADEChallengeData2016"
     assert sorted(p.name for p in made.iterdir()) == ["annotations", "images", "manifest.json"]
-    assert len(open_source("ade", ade).names("test")) == 5
+    assert len(open_source("ade", ade).names("test")) == 5 and not list(made.rglob("Thumbs.db"))
     assert said("ade", "--root", made, "--check")[0] == 0  # the name in scenarios, and the folder itself
     assert read_manifest(made).dataset == "ade20k"
 
@@ -147,6 +148,23 @@ def test_what_a_person_changed_is_kept_and_told(archives, said):
     status, table = said("voc", "--root", archives)
     assert status == 1 and contents(archives) == before
     assert "1 images" in table and "11 fewer than the 12 of the manifest" in table
+
+
+@pytest.mark.parametrize("name", ["voc", "ade20k"])
+def test_what_is_incomplete_gets_no_manifest(name, request, said):
+    data = request.getfixturevalue({"voc": "archives", "ade20k": "ade"}[name])
+    said(name, "--root", data)
+    (manifest,) = data.rglob("manifest.json")
+    manifest.unlink()
+    next(data.rglob("*.jpg")).unlink()
+    status, table = said(name, "--root", data)
+    assert status == 1 and "label without image" in table and not manifest.exists()
+
+
+def test_a_folder_from_elsewhere_is_recorded_as_such(ade, said):
+    said("ade20k", "--root", ade)
+    (ade / "ADEChallengeData2016/manifest.json").unlink()
+    assert said("ade20k", "--root", ade)[0] == 0 and read_manifest(ade / "ADEChallengeData2016").origin == "found in place"
 
 
 def test_labels_that_arrive_later_are_recorded(archives, said):
@@ -269,6 +287,10 @@ def test_two_runs_do_not_work_in_one_folder(archives, said):
         status, text = said("voc", "--root", archives)
     assert status == 1 and "another data_prep is at work" in text and not (archives / "VOCdevkit").exists()
     assert said("voc", "--root", archives)[0] == 0
+    (archives / ".data_prep.lock").unlink(missing_ok=True)
+    (archives / ".data_prep.lock").mkdir()  # as in a folder that cannot be written; root may write everywhere
+    status, text = said("voc", "--root", archives)
+    assert status == 1 and "cannot write in" in text and said("voc", "--root", archives, "--check")[0] == 0
 
 
 def test_work_on_many_files_stops_at_the_first_error():
@@ -328,6 +350,7 @@ def link(name):
         ("/SegmentationClassAug/x.png", "reaches outside"),
         ("..\\SegmentationClassAug\\x.png", "reaches outside"),
         ("C:\\SegmentationClassAug\\x.png", "reaches outside"),
+        ("C:SegmentationClassAug/x.png", "reaches outside"),
         (link("SegmentationClassAug/x.png"), "is a link"),
         ("other/SegmentationClassAug/scene.png", "would be one file"),
     ],
@@ -453,8 +476,11 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges, self.stop, self.honest, self.total, self.go_on = [], None, True, len(DATA), None
+        self.ranges, self.stop, self.honest, self.shift, self.total, self.go_on = [], None, True, 0, len(DATA), None
         self.url = f"http://127.0.0.1:{self.server_port}/file"
+
+    def handle_error(self, *_):
+        pass  # clients that are killed
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -465,7 +491,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(server.total - start))
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{server.total - 1}/{server.total}")
+            self.send_header("Content-Range", f"bytes {start + server.shift}-{server.total - 1}/{server.total}")
         self.end_headers()
         end = len(DATA) if server.stop is None else server.stop
         self.wfile.write(DATA[start:end])
@@ -534,6 +560,14 @@ def test_killed_while_fetching(server, tmp_path):
 def test_a_complete_part_is_only_verified(server, tmp_path):
     (tmp_path / "file.tar.part").write_bytes(DATA)
     assert fetch(archive(server), tmp_path).read_bytes() == DATA and server.ranges == []
+
+
+def test_a_server_that_sends_another_part(server, tmp_path):
+    (tmp_path / "file.tar.part").write_bytes(DATA[:1000])
+    server.shift = -500
+    with pytest.raises(KitError, match="byte 1000 was asked for, the server sent bytes 500-2999999/3000000"):
+        fetch(archive(server), tmp_path)
+    assert (tmp_path / "file.tar.part").read_bytes() == DATA[:1000]
 
 
 @pytest.mark.parametrize("part", [1000, 4_000_000])

@@ -65,6 +65,7 @@ def test_colours_become_numbers():
     ids, unknown = colours_to_ids(rgb, colours)
     assert ids.tolist() == [[1, 2, 0], [255, 255, 2]] and ids.dtype == np.uint8 and unknown == {(0, 0, 1): 1}
     assert tell_colours(unknown) == "1 pixels of 1 unknown colours: (0, 0, 1) 1"
+    assert colours_to_ids(rgb, {BLUE: 2})[1] == {WHITE: 1, (0, 1, 0): 1, (1, 0, 0): 1, (0, 0, 1): 1}
 
 
 def test_every_colour_comes_back():
@@ -272,11 +273,15 @@ def test_archives_in_an_archive(source, said):
         if path.is_file():
             path.unlink()
     pack(source / "Potsdam.zip", [], inner)
-    (source / ".data_prep-dead").mkdir()  # of a run that was killed: what is in it may be incomplete
-    pack(source / ".data_prep-dead/5_Labels_all.zip", [], {"top_potsdam_2_10_label.tif": b"half"})
-    (source / ".data_prep-dead/top_potsdam_2_10_RGB.tif").write_bytes(b"half")
-    assert said("isprs", "--root", data, "--tile", 64)[0] == 0
-    assert not list(source.rglob("1_DSM*")) and not (source / ".data_prep-dead").exists()
+    assert said("isprs", "--root", data, "--tile", 64)[0] == 0 and not list(source.rglob("1_DSM*"))
+
+
+def test_what_a_killed_run_unpacked_is_not_taken_for_tiles(source, said):
+    half = source / ".data_prep-dead/2_Ortho_RGB"
+    half.mkdir(parents=True)
+    (half / "top_potsdam_2_10_RGB.tif").write_bytes(b"half")
+    (half / "5_Labels_all.zip").write_bytes(b"half")
+    assert said("isprs", "--root", source.parent, "--tile", 64)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["../top_potsdam_2_10_RGB.tif", "/tmp/top_potsdam_2_10_RGB.tif"])
@@ -317,7 +322,8 @@ def test_colours_are_rounded_only_when_asked_and_told(source, said):
     put(label_file(source), faulty)
     status, text = said("isprs", "--root", source.parent, "--tile", 64, "--round-colours")
     made = source.parent / "isprs/potsdam"
-    assert status == 0 and f"rounded colours: 2_10 {n} pixels" in text and read_manifest(made).origin.endswith(f"2_10 {n} pixels")
+    origin = f"tiles of ISPRS potsdam; rounded colours: 2_10 {n} pixels"
+    assert status == 0 and origin in text and read_manifest(made).origin == origin
     assert (SIX[np.array(Image.open(made / "labels/train/2_10_0_0_64_64.png")) - 1] == label[:64, :64]).all()
 
 
@@ -468,6 +474,13 @@ def test_colours_become_index_labels(own, said):
     assert read_manifest(own / "labels_ids").options["colours"]["9 9 9"] == 255
     put(own / "labels_ids/x1.png", np.zeros((64, 64), dtype=np.uint8))
     assert "names or sizes of files have changed" in said("folder", "--root", own, "--check")[1]
+
+
+def test_other_classes_than_those_of_the_conversion(own, said):
+    assert said("folder", "--root", own)[0] == 0
+    lines = (own / "classes.txt").read_text().splitlines()
+    (own / "classes.txt").write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    refused(said, own, "folder", "--root", own, words=["made with other classes or colours", "Move it away"])
 
 
 def test_sub_folders_keep_their_place(own, said):
