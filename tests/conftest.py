@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import lab, page  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
 

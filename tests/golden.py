@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # runs without install
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from families import amis, baselines, data, dkd, idec, lag, mbs, network, plop, ssul
+from families import amis, attribution, baselines, calibration, data, dkd, idec, lag, mbs, network, openset, plop, ssul
 from families.pieces import Arrays, Outputs
 from torch import Tensor
 
 from cisskit.errors import KitError
 
-FOLDERS = (dkd, baselines, data, plop, ssul, idec, network, lag, mbs, amis)
+FOLDERS = (dkd, baselines, data, plop, ssul, idec, network, lag, mbs, amis, openset, calibration, attribution)
 FAMILIES: dict[str, Callable[[Any, Arrays], Outputs]] = {k: v for m in FOLDERS for k, v in m.FAMILIES.items()}
 TOLERANCES: dict[str, float] = {k: v for m in FOLDERS for k, v in getattr(m, "TOLERANCES", {}).items()}
 """Relative and absolute, where a file states none and its precision is not what limits it."""

@@ -13,11 +13,6 @@ UNMAPPED = {
     "baselines/rcil_pckd": "RCIL is not in the kit",
     "idec/circle": "defined in the release, never called",
     "idec/ntxent": "defined in the release, never called",
-    "lag/attribution": "belongs to views that are not built yet",
-    "lag/brier": "belongs to views that are not built yet",
-    "lag/entropy": "belongs to views that are not built yet",
-    "lag/openmax": "belongs to views that are not built yet",
-    "lag/wrapper": "belongs to views that are not built yet",
 }
 """Families without a function, and why; one that is neither here nor in `golden.FAMILIES` fails."""
 

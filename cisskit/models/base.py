@@ -54,6 +54,20 @@ def tapped(taps: nn.ModuleDict, features: dict[str, Tensor]) -> dict[str, Tensor
     return {name: tap(features[name.replace("context", "layer")]) for name, tap in taps.items()}
 
 
+class Add(nn.Module):
+    """A sum as a module: where relevance is propagated, each summand gets its share (`cisskit.attribution.lrp`)."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Resize(nn.Module):
+    """Bilinear, corners not aligned, to a size (h, w); as a module for the same reason as `Add`."""
+
+    def forward(self, x: Tensor, *, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 class Kept(nn.Module):
     """Tensors that a method keeps with the network, in `Model.aux`: saved, restored and copied with it, never trained."""
 

@@ -4,20 +4,23 @@ The ASPP is torchvision's, with a dropout of 0.1 instead of 0.5. DKD's form foll
 torchvision has in front of its classifier, and reads 1x1 heads from there; SSUL, IDEC and LAG put such a convolution into
 every head. IDEC and LAG have three more ASPPs, on layer1 .. layer3, whose maps are only distilled. Batch norms of the
 backbone move slowly (momentum 0.01), as in all of these code bases.
+
+torchvision's residual blocks are taken apart: here their sums are modules, and every ReLU is used once and not in place, so
+that relevance can be propagated (`cisskit.attribution.lrp`). Names of weights are torchvision's.
 """
 
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet, get_model, get_model_weights
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from cisskit.errors import KitError, unknown
-from cisskit.models.base import Model, tapped
+from cisskit.models.base import Add, Model, tapped
 from cisskit.models.heads import conv_head, linear_head
 
 BACKBONES = {"resnet101": (256, 512, 1024, 2048), "resnet50": (256, 512, 1024, 2048), "mobilenet_v2": (24, 32, 96, 320)}
@@ -71,25 +74,33 @@ class _ResNet(nn.Module):
 
     def __init__(self, net: ResNet) -> None:
         super().__init__()
-        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.stem = nn.Sequential(net.conv1, net.bn1, nn.ReLU(), net.maxpool)
+        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Sequential(*map(_Bottleneck, stage)) for stage in stages)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features, x = {}, self.stem(image)
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            *blocks, last = getattr(self, name)
-            for block in blocks:
-                x = block(x)
-            features[f"{name}_sum"] = _residual_sum(last, x)
-            features[name] = x = F.relu(features[f"{name}_sum"])
+            for block in getattr(self, name):
+                features[f"{name}_sum"] = block(x)
+                features[name] = x = block.relu3(features[f"{name}_sum"])
         return features
 
 
-def _residual_sum(block: Bottleneck, x: Tensor) -> Tensor:
-    """What torchvision's block computes, without its last ReLU (which works in place)."""
-    y = block.relu(block.bn1(block.conv1(x)))
-    y = block.bn3(block.conv3(block.relu(block.bn2(block.conv2(y)))))
-    return y + (x if block.downsample is None else block.downsample(x))
+class _Bottleneck(nn.Module):
+    """torchvision's block up to its sum; ``relu3`` is the ReLU after that, which whoever uses the block applies."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = block.conv1, block.bn1, nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = block.conv2, block.bn2, nn.ReLU()
+        self.conv3, self.bn3, self.relu3 = block.conv3, block.bn3, nn.ReLU()
+        self.downsample, self.add = block.downsample, Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(y)))))
+        return self.add(y, x if self.downsample is None else self.downsample(x))
 
 
 class _MobileNetV2(nn.Module):
@@ -109,14 +120,30 @@ class _MobileNetV2(nn.Module):
                     conv.stride = (1, 1)
                     if index > 14:
                         conv.dilation, conv.padding = (2, 2), (2, 2)
-        self.layer1, self.layer2 = nn.Sequential(*blocks[:4]), nn.Sequential(*blocks[4:7])
-        self.layer3, self.layer4 = nn.Sequential(*blocks[7:14]), nn.Sequential(*blocks[14:])
+        for block in blocks:
+            for relu in block.modules():
+                if isinstance(relu, nn.ReLU6):
+                    relu.inplace = False
+        parts = [_Inverted(b) if isinstance(b, InvertedResidual) and b.use_res_connect else b for b in blocks]
+        self.layer1, self.layer2 = nn.Sequential(*parts[:4]), nn.Sequential(*parts[4:7])
+        self.layer3, self.layer4 = nn.Sequential(*parts[7:14]), nn.Sequential(*parts[14:])
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features, x = {}, image
         for name in ("layer1", "layer2", "layer3", "layer4"):
             features[name] = features[f"{name}_sum"] = x = getattr(self, name)(x)
         return features
+
+
+class _Inverted(nn.Module):
+    """torchvision's inverted block with a skip."""
+
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__()
+        self.conv, self.add = block.conv, Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, self.conv(x))
 
 
 def deeplab(backbone: str, weights: str | None = "imagenet", *, conv_heads: bool = False, taps: bool = False) -> Model:

@@ -7,14 +7,14 @@
                                                     └── 48 features at /4, for the 1x1 heads
 
 The stages stand in for those of a ResNet and the context for the ASPP, at a size that a laptop likes. Batch norm and
-ReLU everywhere, no bias in any convolution. The heads belong to `cisskit.models.base`.
+ReLU everywhere, no bias in any convolution. The heads belong to `cisskit.models.base`. Sums, ReLUs, means and resizing are
+modules, each used once and none in place, so that relevance can be propagated (`cisskit.attribution.lrp`).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cisskit.models.base import tapped
+from cisskit.models.base import Add, Resize, tapped
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = {"layer1": 16, "layer2": 32, "layer3": 64, "layer4": 64}
@@ -37,22 +37,28 @@ def _kaiming(module: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """The basic residual block: two 3x3 convolutions beside the identity (a 1x1 convolution where the shape changes)."""
+    """The basic residual block: two 3x3 convolutions beside the identity (a 1x1 convolution where the shape changes).
+
+    ``relu2`` is the ReLU after the sum; whoever uses the block applies it.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, outputs, 3, stride=stride, dilation=dilation)
         self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
         self.conv2 = _conv(outputs, outputs, 3, dilation=dilation)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
+        self.add = Add()
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual sum, BEFORE its ReLU: PLOP distils that."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(y)) + self.shortcut(x)
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.add(self.bn2(self.conv2(y)), x if self.shortcut is None else self.shortcut(x))
 
 
 class ToyBackbone(nn.Module):
@@ -66,7 +72,7 @@ class ToyBackbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         c = STAGE_CHANNELS
-        self.stem = nn.Sequential(_conv(3, STEM_CHANNELS, 3, stride=2), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv(3, STEM_CHANNELS, 3, stride=2), nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU())
         self.layer1 = Block(STEM_CHANNELS, c["layer1"])
         self.layer2 = Block(c["layer1"], c["layer2"], stride=2)
         self.layer3 = Block(c["layer2"], c["layer3"], stride=2)
@@ -77,8 +83,9 @@ class ToyBackbone(nn.Module):
         features = {}
         x = self.stem(image)
         for name in STAGE_CHANNELS:
-            features[f"{name}_sum"] = getattr(self, name)(x)
-            x = features[name] = F.relu(features[f"{name}_sum"])
+            block = getattr(self, name)
+            features[f"{name}_sum"] = block(x)
+            x = features[name] = block.relu2(features[f"{name}_sum"])
         return features
 
 
@@ -99,26 +106,24 @@ class ToyDecoder(nn.Module):
         deep, middle = STAGE_CHANNELS["layer4"], STAGE_CHANNELS["layer2"]
         self.near = _conv(deep, CONTEXT_CHANNELS, 1)
         self.wide = _conv(deep, CONTEXT_CHANNELS, 3, dilation=2)
+        self.mean = nn.AdaptiveAvgPool2d(1)
         self.whole = _conv(deep, CONTEXT_CHANNELS, 1)
         self.context_bn = nn.BatchNorm2d(3 * CONTEXT_CHANNELS)
-        self.project = nn.Sequential(_conv(3 * CONTEXT_CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True))
-        self.skip = nn.Sequential(_conv(middle, SKIP_CHANNELS, 1), nn.BatchNorm2d(SKIP_CHANNELS), nn.ReLU(inplace=True))
-        self.fuse = nn.Sequential(
-            _conv(CHANNELS + SKIP_CHANNELS, CHANNELS, 3),
-            nn.BatchNorm2d(CHANNELS),
-            nn.ReLU(inplace=True),
-        )
+        self.context_relu = nn.ReLU()
+        self.project = nn.Sequential(_conv(3 * CONTEXT_CHANNELS, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+        self.resize = Resize()
+        self.skip = nn.Sequential(_conv(middle, SKIP_CHANNELS, 1), nn.BatchNorm2d(SKIP_CHANNELS), nn.ReLU())
+        self.fuse = nn.Sequential(_conv(CHANNELS + SKIP_CHANNELS, CHANNELS, 3), nn.BatchNorm2d(CHANNELS), nn.ReLU())
         self.taps = nn.ModuleDict()
         for k, channels in enumerate(list(STAGE_CHANNELS.values())[:3] if taps else [], start=1):
             self.taps[f"context{k}"] = nn.Sequential(
-                _conv(channels, CHANNELS, 3, dilation=2), nn.BatchNorm2d(CHANNELS), nn.ReLU(inplace=True)
+                _conv(channels, CHANNELS, 3, dilation=2), nn.BatchNorm2d(CHANNELS), nn.ReLU()
             )
         _kaiming(self)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         deep, middle = features["layer4"], features["layer2"]
-        whole = self.whole(deep.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *deep.shape[2:])
+        whole = self.whole(self.mean(deep)).expand(-1, -1, *deep.shape[2:])
         context = torch.cat([self.near(deep), self.wide(deep), whole], dim=1)
-        context = self.project(F.relu(self.context_bn(context), inplace=True))
-        context = F.interpolate(context, size=middle.shape[2:], mode="bilinear", align_corners=False)
+        context = self.resize(self.project(self.context_relu(self.context_bn(context))), size=middle.shape[2:])
         return tapped(self.taps, features) | {"decoder": self.fuse(torch.cat([context, self.skip(middle)], dim=1))}

@@ -3,6 +3,13 @@
     style       colours (one per method, one per kind of error), class legends, grids of small pictures
     tables      runs by method and seed; the results table, the table of one chain, the files of a run
     forgetting  curves and heat maps over steps: mIoU, IoU per class, forgetting, background shift
+    pseudo_labels  can the old model be trusted as a teacher: precision and recall, reliability, thresholds
+    background_shift  what "background" really is at a step, and how much probability moves into it
+    features    feature space in a plane that stays put, drift, rows of the classifier
+    attribution what a class score rests on, by Captum, for the old model and the new
+    scenarios   which image belongs to which step and what it tells; one matrix under every protocol
+    four_pixels every loss by hand
+    card        a data set: samples, classes, sizes
     training    loss curves and the terms of one batch
     masks       pictures with labels: what a step is told, what a teacher says, what a model makes of it
     reasoning   DKD's evidence for and against a class

@@ -16,15 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cisskit.data import Batch, Data, Toy
-from cisskit.errors import KitError
+from cisskit.data.transforms import normalise
+from cisskit.errors import KitError, unknown
 from cisskit.losses import class_means
 from cisskit.method import Context
 from cisskit.models import Model
+from cisskit.openset import grey_entropy
 from cisskit.pseudo import activate, closed_labels, confident, open_labels
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario
-from cisskit.semantics import Change, channel_change, semantic_maps, semantic_split
-from cisskit.views.masks import aspect, photo, show_image, show_labels, test_pictures
-from cisskit.views.style import class_patches, figure, grid, legend_below, row_label
+from cisskit.semantics import Change, Maps, channel_change, semantic_maps, semantic_split
+from cisskit.views.background_shift import spread
+from cisskit.views.masks import Picture, aspect, photo, show_image, show_labels, test_pictures
+from cisskit.views.report import Restore
+from cisskit.views.style import class_patches, figure, grid, legend_below, method_colour, method_title, row_label
+from cisskit.views.tables import Chain
+from cisskit.views.tokens import note
 
 SI, SS = "#0072b2", "#d55e00"
 """Semantic-invariant and sample-specific channels."""
@@ -213,6 +219,263 @@ def explore_maps(batch: Batch, pair: Pair, ctx: Context) -> Any:
     display(figure_maps(batch, pair, ctx, start))
     rho.observe(redraw, names="value")
     return widgets.VBox([rho, out])
+
+
+# --- over the steps, any method ---
+
+
+ByStep = Mapping[int, Tensor]
+"""Step -> features (B, D, h, w) of the same images after that step."""
+
+
+def same_size(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures, cut at their centres to the smallest height and width, so that they fit into one batch."""
+    h, w = (min(p.image.shape[k] for p in pictures) for k in (1, 2))
+    found = []
+    for p in pictures:
+        top, left = (p.image.shape[1] - h) // 2, (p.image.shape[2] - w) // 2
+        cut = (slice(top, top + h), slice(left, left + w))
+        found.append(Picture(p.name, p.image[:, *cut], p.truth[cut]))
+    return found
+
+
+def features_by_step(chain: Chain, restore: Restore, pictures: Sequence[Picture]) -> dict[int, Tensor]:
+    """Features that the heads read, of the same pictures (of one size, see `same_size`) after every step of a chain."""
+    found = {}
+    for run in chain.runs:
+        ctx = restore(run)
+        ctx.model.eval()
+        source = ctx.data.source
+        with torch.no_grad():  # one at a time: hundreds of pictures need no more memory than one
+            maps = [
+                ctx.model(normalise(p.image, source.mean, source.std)[None].to(ctx.device)).features["decoder"] for p in pictures
+            ]
+        found[run.step] = torch.cat(maps).float().cpu()
+    return found
+
+
+REFERENCES = {"first": "the first step", "before": "the step before"}
+
+
+def changes(features: ByStep, reference: str = "first") -> dict[int, Pair]:
+    """Step -> (features after it, features of the reference) for all later steps.
+
+    reference: "first", what all steps together did since the first one that is there; or "before", what each step did.
+    """
+    if reference not in REFERENCES:
+        raise unknown("reference", reference, REFERENCES)
+    steps = sorted(features)
+    old = {t: steps[0] if reference == "first" else t - 1 for t in steps[1:]}
+    return {t: (features[t], features[k]) for t, k in old.items() if k in features}
+
+
+def divergences(features: ByStep, reference: str = "first") -> dict[int, NDArray[np.float64]]:
+    """Step -> (D,) KL(reference || after the step) of every channel in nats; exactly 0 where nothing moved."""
+    return {
+        t: np.zeros(new.shape[1]) if torch.equal(new, old) else channel_change(new, old).divergence.double().numpy()
+        for t, (new, old) in changes(features, reference).items()
+    }
+
+
+def moved_sentence(found: Mapping[str, ByStep], reference: str = "first") -> str:
+    """Which channels moved by the last step, a line per method. Says so where not a single one did."""
+    lines = []
+    for method, features in found.items():
+        by_step = divergences(features, reference)
+        if not by_step:
+            lines.append(f"{method_title(method)}: only one step was run, so nothing can have moved.")
+            continue
+        step, moved = max(by_step.items())
+        title, since = method_title(method), f"after step {step}, since {REFERENCES[reference]}"
+        if not moved.any():
+            lines.append(
+                f"{title}: the divergence of all {len(moved)} channels is exactly 0 {since}. The features are frozen, so there "
+                "is no invariance to discover: every channel stays because none may move."
+            )
+        else:
+            lines.append(
+                f"{title}: {(moved > 0).sum()} of {len(moved)} channels moved {since}; the median divergence is "
+                f"{np.median(moved):.3f} nats, the largest {moved.max():.3f}."
+            )
+    return "\n".join(lines)
+
+
+def choose_one(found: Mapping[str, ByStep], wanted: str = "", *, first: str = "lag-described") -> str:
+    """The method to look into: the one asked for; else ``first`` if it was run; else the one whose channels moved least and yet
+    did; else any. Raises `KitError` for one that was not run."""
+    if wanted:
+        if wanted not in found:
+            raise unknown("method of these runs", wanted, found)
+        return wanted
+    if first in found:
+        return first
+    median = {m: float(np.median(max(by_step.items())[1])) for m, f in found.items() if (by_step := divergences(f))}
+    moving = {method: value for method, value in median.items() if value > 0}
+    return min(moving, key=moving.__getitem__) if moving else next(iter(found))
+
+
+def plot_stay(by_method: Mapping[str, NDArray[np.float64]], ax: Axes) -> Axes:
+    """How many channels (%) moved at most so far (nats), one rising line per method in its colour; linear below 0.001.
+
+    by_method: method -> (D,) divergences. A line at the left edge: no channel moved.
+    """
+    top = max((float(v.max()) for v in by_method.values() if len(v)), default=0.0) or 1.0
+    for k, (method, values) in enumerate(by_method.items()):
+        x = np.concatenate([[0.0], np.sort(values), [2 * top]])
+        y = 100 * np.concatenate([[0.0], np.arange(1, len(values) + 1) / max(len(values), 1), [1.0]])
+        style = ("-", "--", ":", "-.")[k % 4]
+        ax.step(x, y, where="post", color=method_colour(method), linestyle=style, linewidth=1.6, label=method_title(method))
+    ax.set_xscale("symlog", linthresh=1e-3)
+    ax.set(xlim=(-5e-4, 2 * top), ylim=(-2, 102), xlabel="moved at most: divergence (nats)")
+    ax.grid(color="#e5e5e5", linewidth=0.6)
+    return ax
+
+
+def figure_stay(found: Mapping[str, ByStep], reference: str = "first") -> Figure:
+    """`plot_stay` for up to five later steps, side by side."""
+    moved = {method: divergences(features, reference) for method, features in found.items()}
+    steps = spread(sorted({t for by_step in moved.values() for t in by_step}))
+    if not steps:
+        return note("Only one step has been run: no channel can have moved yet.")
+    fig = figure(1.0 + 3.0 * len(steps), 3.4)
+    axes = fig.subplots(1, len(steps), squeeze=False, sharey=True)[0]
+    for ax, t in zip(axes, steps, strict=True):
+        plot_stay({method: by_step[t] for method, by_step in moved.items() if t in by_step}, ax)
+        ax.set_title(f"step {t}, since {REFERENCES[reference]}")
+    axes[0].set_ylabel("channels (%)")
+    handles = {h.get_label(): h for ax in axes for h in ax.get_legend_handles_labels()[0]}
+    legend_below(fig, list(handles.values()))
+    return fig
+
+
+def figure_split(method: str, features: ByStep, rho: float, *, reference: str = "first") -> Figure:
+    """`figure_channels` of one method, a row for each of up to five later steps."""
+    later = changes(features, reference)
+    if not later:
+        return note("Only one step has been run: there is no split yet.")
+    since = REFERENCES[reference]
+    return figure_channels({f"{method_title(method)}, step {t}, since {since}": later[t] for t in spread(sorted(later))}, rho)
+
+
+def figure_maps_by_step(
+    pictures: Sequence[Picture], features: ByStep, rho: float, *, reference: str = "first", shown: int = 2
+) -> Figure:
+    """SI map, SS map and consistency (rows) after up to five later steps (columns), for the first ``shown`` pictures.
+
+    The split into SI and SS is made over all pictures, for each step anew.
+    """
+    later = changes(features, reference)
+    steps = spread(sorted(later))
+    if not steps:
+        return note("Only one step has been run: there is no split yet.")
+    pictures = pictures[:shown]
+    found = {}
+    for t in steps:
+        student, teacher = later[t]
+        found[t] = semantic_maps(student[: len(pictures)], teacher[: len(pictures)], *semantic_split(student, teacher, rho))
+    fig, axes = grid(3 * len(pictures), 1 + len(steps), cell=1.35, aspect=aspect(pictures[0].image), margin=0.5, legend=1.8)
+    lowest = 0.0 if min(float(maps.consistency.min()) for maps in found.values()) >= -1e-6 else -1.0
+    size: Any = None
+    alike: Any = None
+    for i, picture in enumerate(pictures):
+        rows = axes[3 * i : 3 * i + 3]
+        for ax, text in zip(rows[:, 0], ("SI", "SS", "SI channels\nalike"), strict=True):
+            row_label(show_image(picture.image, ax), text)
+        for t, column in zip(steps, rows[:, 1:].T, strict=True):
+            size = column[0].imshow(found[t].si[i].numpy(), cmap=SIZE, vmin=0, vmax=1, interpolation="nearest")
+            column[1].imshow(found[t].ss[i].numpy(), cmap=SIZE, vmin=0, vmax=1, interpolation="nearest")
+            alike = column[2].imshow(found[t].consistency[i].numpy(), cmap=ALIKE, vmin=lowest, vmax=1, interpolation="nearest")
+    axes[0, 0].set_title("image")
+    for ax, t in zip(axes[0, 1:], steps, strict=True):
+        ax.set_title(f"step {t}")
+    fig.colorbar(size, ax=list(axes.flat), label="mean size of SI or SS, per image (0 to 1)", shrink=0.6, pad=0.02)
+    fig.colorbar(alike, ax=list(axes.flat), label=f"cosine with {REFERENCES[reference]}", shrink=0.6, pad=0.02)
+    return fig
+
+
+def explore_split(
+    pictures: Sequence[Picture], found: Mapping[str, ByStep], *, method: str = "", reference: str = "first", rho: float = 0.5
+) -> Any:
+    """Choose method, step, picture and rho; first both figures of ``method`` (or of any) as static ones. Returns the widget."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    usable = {method: features for method, features in found.items() if changes(features, reference)}
+    if not usable:
+        display(note("Only one step has been run: there is no split yet."))
+        return widgets.VBox()
+    first = method if method in usable else next(iter(usable))
+    which_method = widgets.Dropdown(options=[(method_title(m), m) for m in usable], value=first, description="method")
+    steps = sorted({t for features in usable.values() for t in changes(features, reference)})
+    step = widgets.Dropdown(options=steps, value=max(changes(usable[first], reference)), description="step")
+    which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
+    share = widgets.FloatSlider(min=0, max=1, step=0.05, value=rho, description="ρ", continuous_update=False)
+    out = widgets.Output()
+
+    def draw() -> list[Figure]:
+        later = changes(usable[which_method.value], reference)
+        t = step.value if step.value in later else max(later)
+        i = which.value
+        order = [i, *(k for k in range(len(pictures)) if k != i)]  # the chosen one first; the split is that of all pictures
+        features = {k: usable[which_method.value][k][order] for k in usable[which_method.value]}
+        words = f"{method_title(which_method.value)}, step {t}, since {REFERENCES[reference]}"
+        return [
+            figure_channels({words: later[t]}, share.value),
+            figure_maps_by_step([pictures[i]], features, share.value, reference=reference, shown=1),
+        ]
+
+    def redraw(_: Any) -> None:
+        with out:
+            out.clear_output(wait=True)
+            display(*draw())
+
+    display(*draw())
+    for control in (which_method, step, which, share):
+        control.observe(redraw, names="value")
+    return widgets.VBox([widgets.HBox([which_method, step]), widgets.HBox([which, share]), out])
+
+
+def busy_channels(pictures: Sequence[Picture], pair: Pair, rho: float) -> tuple[Tensor, Maps, list[tuple[float, float]]]:
+    """Local grey-level entropy (B, H, W) of the pictures in bits, the `Maps` of a split, and per picture the correlation of the
+    entropy with the SI and with the SS map, -1..1 (NaN for a map without contrast)."""
+    maps = semantic_maps(*pair, *semantic_split(*pair, rho))
+    grey = torch.stack([p.image.float().mean(0).round().to(torch.uint8) for p in pictures])
+    entropy = grey_entropy(grey)
+    small = F.adaptive_avg_pool2d(entropy, (maps.si.shape[1], maps.si.shape[2]))
+    return entropy, maps, [(_correlation(e, a), _correlation(e, b)) for e, a, b in zip(small, maps.si, maps.ss, strict=True)]
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = (x.double().flatten() - x.double().mean() for x in (a, b))
+    length = float(a.norm() * b.norm())
+    return float(a @ b) / length if length > 1e-9 else float("nan")
+
+
+def figure_busy(pictures: Sequence[Picture], features: ByStep, rho: float, *, reference: str = "first", shown: int = 3) -> Figure:
+    """Do SS channels fire where an image is busy? Image, local grey-level entropy, SI map, SS map, with their correlations, after
+    the last step. The split and the means in the titles are over all pictures."""
+    later = changes(features, reference)
+    if not later:
+        return note("Only one step has been run: there is no split yet.")
+    entropy, maps, correlations = busy_channels(pictures, later[max(later)], rho)
+    n = min(shown, len(pictures))
+    fig, axes = grid(n, 4, cell=1.7, aspect=aspect(pictures[0].image), margin=0.6, legend=1.6)
+    bits: Any = None
+    size: Any = None
+    low, high = float(entropy.min()), max(float(entropy.max()), 1e-3)
+    for i, row in enumerate(axes):
+        show_image(pictures[i].image, row[0])
+        bits = row[1].imshow(entropy[i].numpy(), cmap=ALIKE, vmin=low, vmax=high, interpolation="nearest")
+        for ax, part, r in zip(row[2:], (maps.si[i], maps.ss[i]), correlations[i], strict=True):
+            size = ax.imshow(part.numpy(), cmap=SIZE, vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xlabel("no contrast" if np.isnan(r) else f"r = {r:+.2f}")
+    means = [float(np.nanmean(column)) if not np.isnan(column).all() else float("nan") for column in np.array(correlations).T]
+    titles = [f"{kind}, mean r = {r:+.2f}" for kind, r in zip(("SI", "SS"), means, strict=True)]
+    for ax, text in zip(axes[0], ("image", "grey entropy", *titles), strict=True):
+        ax.set_title(text)
+    fig.colorbar(bits, ax=list(axes.flat), label="entropy of grey values (bits)", shrink=0.8, pad=0.02)
+    fig.colorbar(size, ax=list(axes.flat), label="mean size, per image (0 to 1)", shrink=0.8, pad=0.02)
+    return fig
 
 
 # --- what a rule accepts ---

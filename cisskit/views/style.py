@@ -34,6 +34,14 @@ ERRORS = {
 }
 """Kind of error -> colour, words; old and new are relative to the step. Drawn on a pale photograph, never on class colours."""
 
+HIDES = {
+    "nothing": ("#dddddd", "nothing"),
+    "old": ("#009e73", "classes of earlier steps"),
+    "future": ("#cc79a7", "classes of later steps"),
+    "both": ("#8c510a", "classes of earlier and of later steps"),
+}
+"""What the background of an image's labels hides -> colour, words."""
+
 RIGHT = "#b8d8c0"
 """Colour of what is right, where errors are counted."""
 

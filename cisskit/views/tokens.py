@@ -543,6 +543,7 @@ def figure_term_sizes(stages: Mapping[str, Mapping[str, Any]], *, xlabel: str = 
 def note(text: str) -> Figure:
     """A figure that says why there is nothing to see."""
     fig = figure(7.4, 0.5)
+    fig.subplots().set_axis_off()  # IPython shows no figure without axes
     fig.text(0.01, 0.5, text, va="center", color="#555555")
     return fig
 

@@ -1,15 +1,24 @@
-"""How a step is trained: the terms of one batch, and the curves of `Run.history`."""
+"""How a step is trained: the terms of one batch, the curves of `Run.history`, and which term moves which part of the network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from torch import Tensor
+from torch import Tensor, nn
 
-from cisskit.models import Output
+from cisskit.data import Batch
+from cisskit.errors import KitError
+from cisskit.method import Context, Method
+from cisskit.models import Output, trainable
+from cisskit.runs import Run
+from cisskit.train import train_loader
 from cisskit.views.style import figure, method_title
 from cisskit.views.tables import Chain
 
@@ -90,4 +99,163 @@ def figure_losses(groups: Mapping[str, Sequence[Chain]]) -> Figure:
         row[chains[0].last.step].legend(handles=lines, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1)
     for ax in grid[-1]:
         ax.set_xlabel("iteration")
+    return fig
+
+
+# --- what moves what ---
+
+PARTS = ("backbone", "decoder", "old heads", "new head", "aux")
+"""Groups of weights. Old heads are all but the last one, background and unknown included; at step 0 every head is new. Aux is
+what a method keeps beside the network (`Model.aux`)."""
+
+SHARES = "Blues"
+"""Shares of a gradient, 0 to 100 %."""
+
+
+def parts_of(ctx: Context) -> dict[str, list[nn.Parameter]]:
+    """Weights that may learn, by `PARTS`; a frozen part has none."""
+    model, first = ctx.model, len(ctx.model.heads) - 1 if ctx.step.index > 0 else 0
+    return {
+        "backbone": trainable(model.backbone),
+        "decoder": trainable(model.decoder),
+        "old heads": trainable(*model.heads[:first]),
+        "new head": trainable(*model.heads[first:]),
+        "aux": trainable(model.aux),
+    }
+
+
+def gradient_shares(ctx: Context, batch: Batch) -> pd.DataFrame:
+    """Which term moves which part: each term of the loss on this batch, differentiated on its own.
+
+    One row per term and part of `PARTS`, terms in the method's order. "value": of the weighted term. "norm": L2 norm of its
+    gradient by the weights of the part. "share": norm over the sum of the norms of all terms in this part, 0..1; NaN where no
+    term reaches it. "reached", "weights": tensors whose gradient is not 0, and tensors that may learn; none in a frozen part.
+    "inert": whether `Method.inert` lists the term. Norms are not lengths of steps: learning rates differ between parts, and Adam
+    divides by the size of past gradients.
+    The network is left in evaluation mode, in which no method changes what it keeps beside it, and is not changed.
+    """
+    model, parts = ctx.model.eval(), parts_of(ctx)
+    weights = [weight for part in parts.values() for weight in part]
+    with torch.no_grad():
+        teacher = ctx.old_model(batch.image) if ctx.old_model is not None else None
+    terms = ctx.method.losses(batch, model(batch.image), teacher, ctx)
+    rows = []
+    for name, term in terms.items():
+        found: Sequence[Tensor | None] = [None] * len(weights)
+        if term.requires_grad:
+            found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        sizes = iter([0.0 if g is None else float(g.float().norm()) for g in found])
+        for part, own in parts.items():
+            norms = np.array([next(sizes) for _ in own])
+            rows.append({
+                "term": name, "part": part, "value": float(term.detach()), "norm": float(np.sqrt((norms**2).sum())),
+                "reached": int((norms > 0).sum()), "weights": len(own), "inert": name in ctx.method.inert,
+            })  # fmt: skip
+    table = pd.DataFrame(rows)
+    total = table.groupby("part")["norm"].transform("sum")
+    table.insert(4, "share", np.divide(table["norm"], total, out=np.full(len(table), np.nan), where=total > 0))
+    return table
+
+
+def prepare(ctx: Context) -> None:
+    """Have the method of a restored run gather once more what it had gathered before the step (`Method.prepare`)."""
+    if not ctx.stats and ctx.old_model is not None and type(ctx.method).prepare is not Method.prepare:
+        with torch.no_grad():
+            ctx.stats = ctx.method.prepare(ctx, train_loader(ctx).epoch(0, ctx.device))
+
+
+def two_to_compare(groups: Mapping[str, Sequence[Chain]]) -> list[str]:
+    """The modes of IDEC or LAG, if both were run; else the last two methods, in the order of legends, that have an old model."""
+    there = [method for method, chains in groups.items() if chains[0].last.step > 0 and method != "joint"]
+    pairs = [pair for pair in (["idec", "idec-described"], ["lag", "lag-described"]) if set(pair) <= set(there)]
+    return pairs[0] if pairs else there[-2:]
+
+
+def shares_of(
+    groups: Mapping[str, Sequence[Chain]], restore: Callable[[Run], Context], methods: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Heading -> `gradient_shares` of each method's network after its last step (first seed), on the first batch of that step.
+
+    Raises `KitError` for a method that was not run, and when weights or images are not where the runs say.
+    """
+    found = {}
+    for method in methods:
+        if method not in groups:
+            raise KitError(
+                f"{method} is not among these runs ({', '.join(groups)}). Run it first: cisskit run --method {method}."
+            )
+        ctx = restore(groups[method][0].last)
+        prepare(ctx)
+        loader = train_loader(ctx)
+        found[f"{method_title(method)}, step {ctx.step.index}"] = gradient_shares(ctx, next(loader.epoch(0, ctx.device)))
+        loader.close()
+    return found
+
+
+def over_parts(shares: pd.DataFrame) -> pd.DataFrame:
+    """`gradient_shares` with all parts together: one row per term, in the method's order, with the same columns but "part"."""
+    groups = shares.assign(norm=shares["norm"] ** 2).groupby("term", sort=False)
+    table = groups.agg({"value": "first", "norm": "sum", "reached": "sum", "weights": "sum", "inert": "first"}).reset_index()
+    table["norm"] = table["norm"] ** 0.5
+    table.insert(3, "share", table["norm"] / (table["norm"].sum() or float("nan")))
+    return table
+
+
+def plot_gradient_shares(shares: pd.DataFrame, ax: Axes, *, labels: bool = True) -> Axes:
+    """Heat map (%): rows are terms, columns the loss itself and the parts of the network. Every column adds up to 100.
+
+    First column: share of the value of the loss. Others: `gradient_shares`. Hatched: a part that is frozen, or that no term
+    reaches. An inert term is named in italics; its gradient is 0 everywhere, whatever its value. labels: name the terms.
+    """
+    terms = list(dict.fromkeys(shares["term"]))
+    wide = shares.pivot(index="term", columns="part", values="share").loc[terms, list(PARTS)]
+    weights, present = shares.groupby("part")["weights"].first(), _shown_parts(shares)
+    values = shares.groupby("term")["value"].first().loc[terms].abs()
+    table = pd.concat([values / (values.sum() or float("nan")), wide[present]], axis=1).to_numpy() * 100
+    for column, part in enumerate(["", *present]):
+        if np.isnan(table[:, column]).all():
+            look: dict[str, Any] = {"facecolor": "#eeeeee", "hatch": "////", "edgecolor": "#999999", "linewidth": 0}
+            ax.axvspan(column, column + 1, **look)
+            text = "frozen" if part and not weights[part] else "no gradient"
+            box = {"facecolor": "#eeeeee", "edgecolor": "none", "pad": 1.5}
+            ax.text(column + 0.5, len(terms) / 2, text, rotation=90, ha="center", va="center", fontsize=8, bbox=box)
+    sns.heatmap(
+        table, vmin=0, vmax=100, cmap=SHARES, annot=_percents(table), fmt="", annot_kws={"size": 8}, linewidths=0.5, ax=ax,
+        cbar=False, xticklabels=["value of\nthe loss", *(part.replace(" ", "\n") for part in present)], yticklabels=terms,
+    )  # fmt: skip
+    ax.axvline(1, color="white", linewidth=6)
+    ax.tick_params(axis="both", length=0)
+    ax.tick_params(axis="y", rotation=0, labelleft=labels)
+    ax.tick_params(axis="x", rotation=0)
+    inert = set(shares.loc[shares["inert"], "term"])
+    for tick, term in zip(ax.get_yticklabels(), terms, strict=True):
+        if term in inert:
+            tick.set(style="italic", color="#b2182b")
+    ax.set(xlabel="", ylabel="")
+    return ax
+
+
+def _shown_parts(shares: pd.DataFrame) -> list[str]:
+    """All parts, and what a method keeps beside the network only where some of it learns."""
+    there = set(shares.loc[shares["weights"] > 0, "part"])
+    return [part for part in PARTS if part != "aux" or part in there]
+
+
+def _percents(table: np.ndarray) -> np.ndarray:
+    """Texts for cells: "<1" where there is something that rounds to nothing, so that a 0 is a 0."""
+    return np.array([["" if np.isnan(v) else "<1" if 0 < v < 0.5 else f"{v:.0f}" for v in row] for row in table])
+
+
+def figure_gradient_shares(found: Mapping[str, pd.DataFrame]) -> Figure:
+    """`plot_gradient_shares` side by side. found: heading -> `gradient_shares`."""
+    columns = {name: 1 + len(_shown_parts(table)) for name, table in found.items()}
+    terms = max(table["term"].nunique() for table in found.values())
+    fig = figure(1.2 + sum(0.72 * n + 0.9 for n in columns.values()), 1.4 + 0.3 * terms)
+    axes = fig.subplots(1, len(found), squeeze=False, width_ratios=list(columns.values()))[0]
+    for ax, (name, table) in zip(axes, found.items(), strict=True):
+        plot_gradient_shares(table, ax)
+        ax.set_title(name)
+    fig.colorbar(axes[0].collections[0], ax=list(axes), label="share of the column (%)", shrink=0.9, pad=0.02)
+    if any(table["inert"].any() for table in found.values()):
+        fig.supxlabel("red italics: inert, as its method says: in the value of the loss, in no gradient", fontsize=8)
     return fig
