@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from cisskit.errors import KitError
 
@@ -72,14 +73,15 @@ class Brier(NamedTuple):
 
 
 def equal_count_edges(scores: npt.ArrayLike, bins: int = 10) -> Floats:
-    """(bins + 1,) quantiles, linear between cases. Edges coincide where more than a bin's share of the scores are equal.
+    """(K + 1,) quantiles, linear between cases, as `pandas.qcut` cuts. K is ``bins``, or less where more than a bin's share of the
+    scores are equal.
 
     Raises `KitError` without a score.
     """
     values = np.asarray(scores, dtype=np.float64).ravel()
     if not values.size:
         raise KitError("no score to make bins of equal count from; check the selection of cases.")
-    return np.quantile(values, np.linspace(0, 1, bins + 1))
+    return np.asarray(pd.qcut(values, bins, labels=False, retbins=True, duplicates="drop")[1], dtype=np.float64)
 
 
 def equal_width_edges(bins: int = WIDTH_BINS) -> Floats:
@@ -91,17 +93,17 @@ def reliability(scores: npt.ArrayLike, right: npt.ArrayLike, edges: npt.ArrayLik
     """The reliability curve of cases: bins closed at the right, the lowest edge included.
 
     scores: of any shape, in [0, 1]. right: same shape, true (1) where the prediction was right. edges: (K + 1,), ascending, from
-    the lowest score or below to the highest or above. Bins between coinciding edges are empty.
+    the lowest score or below to the highest or above; edges that coincide count once.
     Raises `KitError` if shapes differ, a score is NaN, or one lies outside the edges.
     """
     values, hits = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    bounds = np.asarray(edges, dtype=np.float64)
+    bounds = np.unique(np.asarray(edges, dtype=np.float64))
     if values.shape != hits.shape:
         raise KitError(f"scores {values.shape} and right {hits.shape} must have the same shape: one truth value per score.")
     values, hits = values.ravel(), hits.ravel()
     if values.size and not (bounds[0] <= values.min() and values.max() <= bounds[-1]):  # NaN is in no range
         raise KitError(f"scores run from {values.min():g} to {values.max():g}, the edges from {bounds[0]:g} to {bounds[-1]:g}.")
-    n = len(bounds) - 1
+    n = max(len(bounds) - 1, 1)
     at = np.clip(np.searchsorted(bounds, values, side="left") - 1, 0, n - 1)
     return Curve(*(np.bincount(at, weights=w, minlength=n).astype(np.float64) for w in (None, values, hits)))
 

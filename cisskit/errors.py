@@ -7,8 +7,12 @@ from difflib import get_close_matches
 class KitError(ValueError):
     """A mistake in the input that the kit can explain: what is wrong, where, and what to do next.
 
-    The command line prints its message alone; anything else is a bug and keeps its traceback.
+    The command line and notebooks print its message alone; anything else is a bug and keeps its traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback."""
+        return [f"KitError: {self}"]
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> KitError:

@@ -167,6 +167,9 @@ class Comparison:
     other_rules: pd.DataFrame
     left_out: pd.DataFrame
 
+    def __repr__(self) -> str:
+        return self.text
+
     def _repr_html_(self) -> str:
         reasons = (
             self.left_out.groupby("why", sort=False).size().rename("rows").reset_index().sort_values("rows", ascending=False)

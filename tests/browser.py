@@ -35,10 +35,11 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 120
 """The longest wait for anything; a healthy machine needs a tenth of it."""
 
-IDLE = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
+IDLE = "#jp-main-statusbar :text-matches('\\\\| Idle')"
+"""In the status bar. The notebook's own indicator says idle before there is a kernel, and what is run then is lost."""
 STDERR = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'
 """JupyterLab shows errors of cells like this too."""
-TRACEBACK = "Traceback (most recent call last)"
+FAILED = ("Traceback (most recent call last)", "KitError: ")
 LIVE = ".widget-output img"
 """The picture in an Output widget."""
 
@@ -118,7 +119,7 @@ def page() -> Iterator[Any]:
 def find_chromium() -> str:
     """The browser's path; skips the test where there is no browser or no playwright."""
     if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs playwright: pip install -e '.[browser]'")
+        pytest.skip("needs playwright: pip install -e '.[test]'")
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         pytest.skip(f"needs a Chromium; looked for {', '.join(CHROMIUM)}")
@@ -145,20 +146,22 @@ def run_all(page: Any) -> None:
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(
-        """([outputs, traceback]) => {
+    _until(
+        page,
+        "the end of Run All Cells",
+        """([outputs, marks]) => {
             const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(p => p.textContent);
-            const failed = [...document.querySelectorAll(outputs)].some(o => o.textContent.includes(traceback));
-            return failed || prompts.every(text => /\\d/.test(text));
+            const failed = [...document.querySelectorAll(outputs)].some(o => marks.some(mark => o.textContent.includes(mark)));
+            return failed || prompts.every(text => /[0-9]/.test(text));
         }""",
-        arg=[STDERR, TRACEBACK],
+        [STDERR, list(FAILED)],
     )
     page.wait_for_selector(IDLE)
 
 
 def errors_in(page: Any) -> list[str]:
-    """Every traceback on the page: of cells, and of what an Output widget caught."""
-    return [text for text in page.locator(STDERR).all_text_contents() if TRACEBACK in text]
+    """Every error on the page: of cells, and of what an Output widget caught. Of a `KitError` only the message is there."""
+    return [text for text in page.locator(STDERR).all_text_contents() if any(mark in text for mark in FAILED)]
 
 
 def control(page: Any, label: str, inside: str) -> Any:
@@ -173,14 +176,27 @@ def picture(page: Any) -> str:
 
 def redrawn(page: Any, before: str = "") -> str:
     """Wait until the `picture` is another one than ``before``; returns it."""
-    page.wait_for_function(
+    _until(
+        page,
+        "another picture",
         """([live, before]) => {
             const image = document.querySelector(live);
             return image !== null && image.naturalWidth > 0 && image.src !== before;
         }""",
-        arg=[LIVE, before],
+        [LIVE, before],
     )
     return picture(page)
+
+
+def _until(page: Any, what: str, script: str, arg: list[str]) -> None:
+    """Wait until the page's ``script`` is true; if that never comes, say how far the notebook was."""
+    from playwright.sync_api import TimeoutError as Late
+
+    try:
+        page.wait_for_function(script, arg=arg)
+    except Late:
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()
+        pytest.fail(f"waited {SECONDS} s for {what}. Cells: {' '.join(prompts)}. Errors: {errors_in(page)}")
 
 
 def _free_port() -> int:

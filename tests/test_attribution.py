@@ -103,6 +103,7 @@ def test_the_network_is_left_alone():
     for explain in (at.grad_cam, at.integrated_gradients, at.occlusion, at.lrp):
         explain(scores, image, mask, 1)
     assert model.training and all(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(scores.logits(image), model.eval()(image).logits, msg="explained is the trained network")
     assert not image.requires_grad and image.grad is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -220,6 +221,28 @@ def test_the_epsilon_rule_is_gradient_times_input(arch, unknown):
     scores, (image, mask) = at.Scores(network(arch, unknown=unknown)), image_and_mask()
     for target in (0, 3):
         assert close(at.lrp(scores, image, mask, target), image * gradient(scores, image, mask, target), 1e-3)
+
+
+@pytest.mark.parametrize("arch", ["toy", "deeplabv3_mobilenet_v2", "deeplabv3_resnet50"])
+def test_every_relu_has_its_own_place(arch):
+    model = create(arch, None, conv_heads=True, taps=True).eval()
+    model.add_head(2)
+    relus = [module for module in model.modules() if isinstance(module, (nn.ReLU, nn.ReLU6))]
+    calls: list[nn.Module] = []
+    for relu in relus:
+        relu.register_forward_hook(lambda module, inputs, out: calls.append(module))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert not any(relu.inplace for relu in relus)
+    assert len(calls) == len(relus) == len(set(calls))
+
+
+def test_names_of_weights_are_those_of_older_checkpoints():
+    names = {arch: set(create(arch, None).state_dict()) for arch in ("toy", "deeplabv3_mobilenet_v2", "deeplabv3_resnet50")}
+    assert {"backbone.layer2.shortcut.0.weight", "backbone.layer4.bn2.bias", "decoder.project.1.weight"} <= names["toy"]
+    assert {"backbone.layer4.2.conv3.weight", "backbone.layer1.0.downsample.0.weight"} <= names["deeplabv3_resnet50"]
+    assert {"backbone.layer1.3.conv.2.weight", "backbone.layer4.0.conv.1.0.weight"} <= names["deeplabv3_mobilenet_v2"]
+    assert [len(found) for found in names.values()] == [91, 300, 359]
 
 
 def test_relevance_of_a_label_map_is_that_of_its_pixels():
@@ -434,6 +457,15 @@ def test_relevance_consistency_of_images(scores, tmp_path, method):
 # --- pictures ---
 
 
+def test_the_problem_adds_up():
+    fig = drawn(view.figure_problem())
+    axes = [ax for ax in fig.axes if ax.get_label() != "<colorbar>"][:5]
+    score, *left = (float(ax.get_xlabel().removeprefix("score ")) for ax in axes[:4])
+    falls = axes[4].images[1].get_array()
+    assert score - left[0] == pytest.approx(falls.max(), abs=0.011), "the disc itself is most of its score"
+    assert left[1] > score > left[2] > left[0] and axes[4].get_title() == "support = fall of the score"
+
+
 def pictures(n: int = 2, side: int = 32) -> list[Picture]:
     """Class 2 in the upper left, 5 at the right, the new class 6 below; the last one shows background alone."""
     draw, found = torch.Generator().manual_seed(0), []
@@ -497,6 +529,7 @@ def test_the_most_lost_object_comes_first(pair, monkeypatch):
                 rows, columns = np.nonzero(picture.truth == c)
                 n = int(len(rows) * lost[i, c])
                 labels[rows[:n], columns[:n]] = 0 if new else c
+                labels[rows[n:], columns[n:]] = 7 if new else c  # not lost to the background
             found.append(labels)
         return found
 
@@ -504,6 +537,8 @@ def test_the_most_lost_object_comes_first(pair, monkeypatch):
     found = view.old_cases(pair, shots)
     assert view.lost_share(pair, found).tolist() == pytest.approx([0.25, 1, 0.5, 0])
     assert [(case.picture.name, case.label) for case in view.most_lost(pair, shots)] == [("p0", 5), ("p1", 2)]
+    name, case = view.victim({"mib": pair, "ft": pair}, shots)
+    assert name == "mib" and case.label == 5
 
 
 def test_the_question(pair):

@@ -1,6 +1,11 @@
 """The explorers in a real browser: controls move, pictures follow, nothing raises."""
 
+import importlib.util
+import shutil
+
 import browser
+import nbformat
+import pytest
 
 pytestmark = browser.together
 SMALL = {"data_options": {"train": 64, "test": 12, "heldout": 1}}
@@ -30,7 +35,68 @@ def test_scenarios(lab, page):
 
 
 def test_an_error_is_seen(lab, page):
-    browser.open_notebook(page, lab, "01_scenarios.ipynb", scenario="toy-4-2")
+    cells = [nbformat.v4.new_code_cell(source) for source in ("1 / 0", "2")]
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab.folder / "error.ipynb")
+    browser.open_notebook(page, lab, "error.ipynb")
     browser.run_all(page)
     (text,) = browser.errors_in(page)
-    assert "KitError" in text and "places 8 of the 9 classes" in text
+    assert "ZeroDivisionError" in text
+
+
+@pytest.mark.parametrize("lacking", ["playwright", "browser"])
+def test_skipped_with_a_reason(lacking, monkeypatch):
+    if lacking == "browser":
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(pytest.skip.Exception, match={"browser": "needs a Chromium", "playwright": "needs playwright"}[lacking]):
+        browser.find_chromium()
+
+
+def test_dashboard(tmp_path, page):
+    from test_dashboard import make
+
+    index = make(tmp_path, ["ft", "mbs"]).resolve().as_uri()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    page.goto(index)
+    said = page.locator("#masks img[title^='MBS after']").first
+    page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    before = said.get_attribute("src")
+    page.locator("#step").press("ArrowLeft")
+    assert said.get_attribute("src") != before and "step0" in said.get_attribute("src"), "at once: nothing is computed"
+    page.locator("#methods-ft").uncheck()
+    assert page.locator("#masks img[title^='FT after']").count() == 0 and said.count() == 1
+    page.locator("#step").press("ArrowRight")
+    assert "background got a target" in page.locator("#pseudo").inner_text()
+    assert "→ background" in page.locator("#shift").inner_text()
+    state = page.url
+    page.goto("about:blank")
+    page.goto(state)
+    assert page.locator("#methods-ft").is_checked() is False, "a copied address opens the same view"
+    assert problems == []
+
+
+def test_report_sorts_its_table(tmp_path, page):
+    from test_dashboard import make
+
+    from cisskit.pipeline import make_report
+    from cisskit.runs import find_runs
+
+    make(tmp_path, ["ft", "mbs"])
+    path = make_report(tmp_path / "toy-5-2-overlap", find_runs(tmp_path / "toy-5-2-overlap"))
+    page.goto(path.resolve().as_uri())
+    table = page.locator("table.sortable")
+    head = table.locator("th", has_text="all [0-7] %")
+    column = [cell.inner_text() for cell in table.locator("th").all()].index(head.inner_text())
+
+    def values():
+        return [float(row.locator("td").nth(column).inner_text()) for row in table.locator("tbody tr").all()]
+
+    head.click()
+    assert values() == sorted(values(), reverse=True)
+    head.click()
+    assert values() == sorted(values())
+    assert table.locator("td a").first.get_attribute("href").endswith("/")

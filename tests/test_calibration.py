@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cisskit.calibration import (
@@ -71,14 +72,27 @@ def test_edges_of_equal_count():
     assert edges[0] == scores.min() and edges[-1] == scores.max()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_of_equal_count_are_those_of_pandas(seed):
+    """Also where scores are equal, or lie on an edge."""
+    scores, right = cases(37 + 11 * seed, seed, digits=1 + seed % 3)
+    table = pd.DataFrame({"x": scores, "y": right, "at": pd.qcut(scores, 7, labels=False, duplicates="drop")}).groupby("at")
+    curve = reliability(scores, right, equal_count_edges(scores, 7))
+    there = curve.count > 0
+    assert curve.count[there].tolist() == table.size().tolist()
+    assert curve.score[there] == pytest.approx(table["x"].mean().to_numpy()), "means of groups"
+    assert curve.accuracy[there] == pytest.approx(table["y"].mean().to_numpy())
+
+
 def test_equal_scores_stay_in_one_group():
     scores, right = np.array([0.2, 0.4] + [1.0] * 8), np.array([0, 1] + [1] * 8)
     edges = equal_count_edges(scores, 5)
-    assert np.diff(edges)[-1] == 0, "edges coincide"
+    assert len(edges) < 6, "edges that coincide count once"
     curve = reliability(scores, right, edges)
     assert curve.count.max() == 8 and curve.total == 10
-    together = brier(reliability(scores, right, np.unique(edges)))
-    assert brier(curve) == pytest.approx(together), "empty groups change nothing"
+    assert reliability(scores, right, [0, 0.3, 0.3, 1]).count.tolist() == [1, 9]
+    same = reliability([0.5] * 3, [1, 1, 0], equal_count_edges([0.5] * 3))
+    assert same.count.tolist() == [3] and same.accuracy == pytest.approx([2 / 3])
 
 
 def test_narrow_groups_can_be_put_together():

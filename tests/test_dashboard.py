@@ -16,15 +16,25 @@ from cisskit.train import begin, evaluate, fit
 TINY = {"data_options": {"train": 24, "heldout": 4, "test": 8}, "overrides": {"epochs": 1, "batch_size": 8}, "device": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Two steps of ft and mbs; copy it, do not write into it."""
-    runs = tmp_path_factory.mktemp("runs")
-    for method in ("ft", "mbs"):
+def train(runs, methods):
+    for method in methods:
         for step in (0, 1):
             ctx = begin("toy-5-2", method, step, runs=runs, **TINY)
             fit(ctx, bar=False)
             evaluate(ctx)
+
+
+def make(runs, methods):
+    """The page over two steps of these methods."""
+    train(runs, methods)
+    return dashboard.build(runs, say=lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two steps of ft and mbs; copy it, do not write into it."""
+    runs = tmp_path_factory.mktemp("runs")
+    train(runs, ["ft", "mbs"])
     return runs
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import layouts
 import nbformat
 import papermill
 import pytest
@@ -53,6 +54,7 @@ def pictures(path: Path) -> int:
 def test_the_notebooks_are_there():
     assert {short(path) for path in FILES} >= {
         "00_start_here.ipynb",
+        "01_scenarios.ipynb",
         "report.ipynb",
         "methods/baseline.ipynb",
         *(f"methods/{name}.ipynb" for name in ("dkd", "idec", "lag", "mbs", "amis")),
@@ -154,6 +156,27 @@ def test_start_here(tmp_path, inline, monkeypatch):
     assert pictures(out) == 7
     assert "6 finished steps in" in outputs(out)
     assert not (tmp_path / "none").exists()
+
+
+def test_scenarios(tmp_path, inline):
+    trained(tmp_path / "runs", "ft", 2)
+    run = find_runs(tmp_path / "runs")[1]
+    out = tmp_path / "scenarios.ipynb"
+    execute(NOTEBOOKS / "01_scenarios.ipynb", {"run": str(run.folder), "data_options": TINY["data_options"]}, out)
+    assert pictures(out) == 8
+    text = outputs(out)
+    assert "step 1: checked square, striped cross (2 classes)" in text
+    assert f"{100 * run.metrics['miou']['all']['value']:.1f} [0-7]" in text, "the run's own matrix is scored"
+    assert "no published numbers for the scenes" in text and "VBox" in text
+
+
+def test_scenarios_of_photographs(tmp_path, inline):
+    layouts.write("voc", tmp_path / "data")
+    out = tmp_path / "scenarios.ipynb"
+    parameters = {"dataset": "voc", "scenario": "voc-4-2", "setting": "disjoint", "data_root": str(tmp_path / "data")}
+    execute(NOTEBOOKS / "01_scenarios.ipynb", parameters, out)
+    assert pictures(out) == 8
+    assert "15-1   overlap      6" in outputs(out) and "12, 0, 0, 0, 0, 0" in outputs(out)
 
 
 def test_wrong_parameters_stop_in_the_first_cell_that_can_know(tmp_path):

@@ -89,7 +89,8 @@ def test_unknown_values_list_what_exists(asked, message):
 def made(
     root: Path, scenario: str, rules: str, *, step: int | None = None, setting: str = "overlap", eval_size: str = "", **changes
 ):
-    """A finished run with made-up numbers. changes: settings ("recipe.ratio" for a nested one); only_last: no earlier steps."""
+    """A finished run with made-up numbers. changes: settings ("recipe.ratio" for a nested one); only_last: no earlier steps;
+    lost: a class that is never found."""
     task = Scenario.named(scenario, setting=setting)
     how = protocol(rules, task, eval_size)
     last = len(task.steps) - 1 if step is None else step
@@ -99,7 +100,7 @@ def made(
         "arch": "deeplabv3_resnet101", "weights": "imagenet", "recipe": {"ratio": 1.0}, "fields": {"memory": 0},
         "data": {"source": VOC if task.dataset == "voc" else {}, "test_images": {"voc": 1449, "ade": 2000}.get(task.dataset, 5)},
     }  # fmt: skip
-    only_last = changes.pop("only_last", False)
+    only_last, lost = changes.pop("only_last", False), changes.pop("lost", None)
     for name, value in changes.items():
         inner, _, key = name.rpartition(".")
         (settings[inner] if inner else settings)[key] = value
@@ -107,6 +108,8 @@ def made(
         seen = task.step(t).n_seen + 1
         counts = np.zeros((n, n), dtype=np.int64)
         counts[:seen, :seen] = 1 + 40 * np.diag(1 + np.arange(seen))  # classes differ, so do all means
+        if lost is not None:
+            counts[lost, lost] = 0
         folder = folder_of(root, task, rules, settings["method"], 0, t)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"settings": settings | {"step": t}}))
@@ -230,8 +233,10 @@ def test_unclear_metrics_are_left_out(tmp_path):
 
 
 def test_a_means_own_range_and_zeros_that_a_protocol_drops(tmp_path):
-    run = made(tmp_path, "ade-100-50", "mbs", arch="segmenter_vit_b16")
+    run = made(tmp_path, "ade-100-50", "mbs", arch="segmenter_vit_b16", lost=120)
     found = compare(run)
+    miou = run.metrics["miou"]
+    assert miou["all"]["value"] > miou["all_without_background"]["value"] + 0.001, "the zero is left out"
     amis = found.matching[found.matching["method"] == "AMIS"].set_index("metric")["run"]
     assert amis["mIoU all [1-150]"] == pytest.approx(100 * run.metrics["miou"]["all"]["value"], abs=0.01)
     assert set(found.matching["method"]) == {"AMIS", "MBS"}, "other rows of that table are quoted from elsewhere"

@@ -28,10 +28,10 @@ def scenes():
 class Known(Toy):
     """Four images that show: a base class; base and step 1; step 1 and 2; base and step 2. And one that shows nothing."""
 
-    def presence(self, split):
-        table = np.zeros((5, 256), dtype=bool)
+    def pixels(self, split):
+        table = np.zeros((5, 256), dtype=np.int64)
         for image, classes in enumerate(((1,), (2, 6), (7, 8), (3, 9), ())):
-            table[image, list(classes)] = True
+            table[image, list(classes)] = 7
         return table
 
 
@@ -66,11 +66,11 @@ def test_what_labels_hide_by_hand(known, setting, table):
     assert ["".join(".nofb"[k] for k in row) for row in kinds] == table
 
 
-def test_both_needs_a_step_between(known):
+def test_both_needs_a_step_between():
     scenario = Scenario.named("toy:7/6/8,2,1,3,9")
-    known_both = np.array([[False] * 256])
-    known_both[0, [7, 6, 8]] = True
-    source = type("One", (Known,), {"presence": lambda self, split: known_both})(train=1, heldout=1, test=1)
+    both = np.zeros((1, 256), dtype=np.int64)
+    both[0, [7, 6, 8]] = 7
+    source = type("One", (Known,), {"pixels": lambda self, split: both})(train=1, heldout=1, test=1)
     assert scenarios.hidden_kinds(source, scenario).tolist() == [[3, 4, 2]]
 
 
@@ -97,6 +97,13 @@ def test_increments_of_domain_keep_their_images(scenes, monkeypatch):
     monkeypatch.setattr(Toy, "allowed", lambda self, scenario: np.stack([first, ~first, ~first], axis=1))
     taken = scenarios.hidden_kinds(scenes, TASK) > 0
     assert not taken[40:, 0].any() and not taken[:40, 1:].any() and taken.any(axis=0).all()
+
+
+def test_lists_that_choose_by_other_classes_do_not_decide_what_is_hidden(known, monkeypatch):
+    listed = np.zeros((5, 256), dtype=bool)
+    listed[0, 6] = True  # the list of step 1 names an image that shows class 1 alone
+    monkeypatch.setattr(Known, "presence", lambda self, split: listed)
+    assert scenarios.hidden_kinds(known, TASK)[0].tolist() == [0, 2, 0]
 
 
 def test_a_step_without_images_is_empty_and_no_error(known):
@@ -127,9 +134,11 @@ def test_orders():
 
 
 def test_the_telling_image_takes_part_in_most_steps(scenes):
-    image = scenarios.telling_image(scenes, replace(TASK, setting="disjoint"))
+    image = scenarios.telling_images(scenes, replace(TASK, setting="disjoint"))[0]
     taken = (scenarios.hidden_kinds(scenes, TASK) > 0).sum(axis=1)
     assert taken[image] == taken.max() == 3
+    several = scenarios.telling_images(scenes, TASK, 5)
+    assert several[0] == image and len(set(several)) == 5 and list(taken[several]) == sorted(taken[several])[::-1]
 
 
 def test_cooccurrence_by_hand(known):
@@ -181,7 +190,7 @@ def test_one_axis_holds_the_highest_bar_of_all(scenes):
 
 
 def test_told_grid_marks_cells_and_hidden_classes(scenes):
-    image = scenarios.telling_image(scenes, TASK)
+    image = scenarios.telling_images(scenes, TASK)[0]
     fig = drawn(scenarios.figure_told(scenes, scenarios.in_settings(TASK), image))
     cells = np.array(fig.axes).reshape(6, 3)
     assert [cells[0, 0].get_title(), cells[0, 1].get_title()] == ["image", "really there"]
@@ -198,7 +207,7 @@ def test_told_grid_marks_cells_and_hidden_classes(scenes):
 
 def test_long_scenarios_show_steps_in_which_the_image_takes_part(scenes):
     scenario = Scenario.named("toy-1-1")
-    image = scenarios.telling_image(scenes, scenario)
+    image = scenarios.telling_images(scenes, scenario)[0]
     fig = drawn(scenarios.figure_told(scenes, {"overlap": scenario}, image))
     titles = [ax.get_title().split("\n")[0] for ax in fig.axes if ax.get_title().startswith("step")]
     taking = np.flatnonzero(scenarios.hidden_kinds(scenes, scenario)[image])

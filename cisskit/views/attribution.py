@@ -456,7 +456,7 @@ def support_sentence(table: pd.DataFrame) -> str:
 
 
 def consistency_by_step(
-    groups: Mapping[str, Chain], restore: Restore, pictures: Sequence[Picture], *, least: float = 0.01, most: int = 6
+    groups: Mapping[str, Chain], restore: Restore, pictures: Sequence[Picture], *, least: float = 0.01, most: int = 4
 ) -> pd.DataFrame:
     """`relevance_consistency` of every class that was known before a step, between the models before and after it.
 

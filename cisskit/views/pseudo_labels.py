@@ -453,11 +453,10 @@ def count_all(
 
 
 def quality_table(found: Tallies) -> pd.DataFrame:
-    """One row per method and step, percent: how often the teacher is right where it names an old class, how well its score says
-    so (ECE, Brier), and what the method's own rule makes of it.
+    """One row per method and step: how often the teacher is right where it names an old class, how well its score says so (ECE,
+    Brier), and what the method's own rule makes of it; percent, means over old classes.
 
-    "contamination": share of pixels of later classes that get an old label. "taught": share of old pixels whose target is their
-    class; "denied": whose target is background or another class; the rest is ignored.
+    "contamination": share of the pixels of later classes that get an old label (a dash at the last step: there are none).
     """
     rows = []
     for method, tallies in found.items():

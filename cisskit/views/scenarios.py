@@ -25,7 +25,7 @@ from cisskit.views.masks import HIDDEN, Labels, aspect, hatch, hidden_by, show_i
 from cisskit.views.style import HIDES, class_patches, figure, grid, legend_below, legend_right, row_label
 
 Presence = NDArray[np.bool_]
-"""(n, 256): which original ids an image shows, see `Source.presence`."""
+"""(n, 256): which original ids an image shows."""
 Kinds = NDArray[np.int8]
 """(n, T): 0 where an image is not in a step, else 1 + the position in `HIDES` of what its background hides there."""
 
@@ -68,7 +68,7 @@ def reordered(scenario: Scenario, how: str = "natural", seed: int = 0) -> Scenar
     return replace(scenario, groups=tuple(tuple(next(rest) for _ in group) for group in scenario.groups))
 
 
-def members(source: Source, scenario: Scenario, step: int) -> Presence:
+def members(source: Source, scenario: Scenario, step: int) -> NDArray[np.bool_]:
     """(n,): which training images belong to a step; nowhere True for a step without images."""
     presence = source.presence("train")
     try:
@@ -79,20 +79,21 @@ def members(source: Source, scenario: Scenario, step: int) -> Presence:
 
 def hidden_kinds(source: Source, scenario: Scenario) -> Kinds:
     """What the background of every image's labels hides at every step, see `Kinds`."""
-    presence = source.presence("train")
-    kinds = np.zeros((len(presence), len(scenario.steps)), dtype=np.int8)
+    visible = source.pixels("train") > 0  # not presence: the published ISPRS lists choose images by other classes than they show
+    kinds = np.zeros((len(visible), len(scenario.steps)), dtype=np.int8)
     for step in scenario.steps:
         old, _, future = arrivals(scenario, step.index)
-        hides_old = shows(presence, old) & (scenario.setting != "sequential")
-        kind = 1 + hides_old + 2 * shows(presence, future)  # in the order of HIDES
+        hides_old = shows(visible, old) & (scenario.setting != "sequential")
+        kind = 1 + hides_old + 2 * shows(visible, future)  # in the order of HIDES
         kinds[:, step.index] = np.where(members(source, scenario, step.index), kind, 0)
     return kinds
 
 
-def telling_image(source: Source, scenario: Scenario) -> int:
-    """The training image that takes part in most steps of an overlap scenario and shows most classes; the first of its kind."""
+def telling_images(source: Source, scenario: Scenario, n: int = 1) -> list[int]:
+    """The training images that take part in most steps of an overlap scenario, and among them show most classes; best first."""
     steps = (hidden_kinds(source, replace(scenario, setting="overlap")) > 0).sum(axis=1)
-    return int(np.argmax(1000 * steps + source.presence("train")[:, list(scenario.order)].sum(axis=1)))
+    shown = (source.pixels("train")[:, list(scenario.order)] > 0).sum(axis=1)
+    return np.argsort(-(1000 * steps + shown), kind="stable")[:n].tolist()
 
 
 def counts(source: Source, scenarios: Mapping[str, Scenario]) -> pd.DataFrame:
@@ -294,7 +295,7 @@ def figure_problem(task: str = "toy-5-2") -> Figure:
     """One embedded scene as each step of each setting labels it. Needs no files."""
     source = Toy(train=60, heldout=1, test=1)
     scenario = Scenario.named(task)
-    return figure_told(source, in_settings(scenario), telling_image(source, scenario))
+    return figure_told(source, in_settings(scenario), telling_images(source, scenario)[0])
 
 
 def figure_cooccurrence(source: Source, scenarios: Mapping[str, Scenario]) -> Figure:
@@ -302,7 +303,7 @@ def figure_cooccurrence(source: Source, scenarios: Mapping[str, Scenario]) -> Fi
     side = 4.2 if max(len(s.order) for s in scenarios.values()) <= 12 else 5.2
     fig = figure(0.4 + side * len(scenarios), side)
     for ax, (name, scenario) in zip(fig.subplots(1, len(scenarios), squeeze=False)[0], scenarios.items(), strict=True):
-        plot_cooccurrence(cooccurrence(source.presence("train"), scenario), scenario, ax).set_title(name)
+        plot_cooccurrence(cooccurrence(source.pixels("train") > 0, scenario), scenario, ax).set_title(name)
     return fig
 
 
@@ -473,7 +474,7 @@ def figure_scenario(source: Source, scenario: Scenario, t: int) -> Figure:
     The step is framed in the first two pictures.
     """
     kinds = hidden_kinds(source, scenario)
-    image, data = telling_image(source, scenario), Data(scenario, source)
+    image, data = telling_images(source, scenario)[0], Data(scenario, source)
     photo, truth = data.sample("train", image, t, use="truth")
     fig = figure(11.5, 3.5)
     axes = fig.subplots(1, 4, width_ratios=[1.2, 1.5, 1.3, 1.3])

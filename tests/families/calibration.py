@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from cisskit.calibration import brier, equal_count_edges, reliability
 from families.pieces import Arrays, Outputs
 
@@ -14,7 +12,7 @@ def parts(meta: Any, a: Arrays) -> Outputs:
     edges = equal_count_edges(forecast, meta["args"]["bins"])
     found = brier(reliability(forecast, outcome, edges))
     return {
-        "edges": edges if len(edges) == len(a.all["edges"]) else np.unique(edges),  # coinciding ones may be recorded once
+        "edges": edges,
         "CAL": found.calibration,
         "RES": found.resolution,
         "UNC": found.uncertainty,
