@@ -73,8 +73,8 @@ class Brier(NamedTuple):
 
 
 def equal_count_edges(scores: npt.ArrayLike, bins: int = 10) -> Floats:
-    """(K + 1,) quantiles, linear between cases, as `pandas.qcut` cuts. K is ``bins``, or less where more than a bin's share of the
-    scores are equal.
+    """(K + 1,) quantiles, linear between cases, as `pandas.qcut` cuts. K is ``bins``, or less where more than a bin's share of
+    the scores are equal.
 
     Raises `KitError` without a score.
     """

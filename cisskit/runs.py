@@ -115,7 +115,7 @@ class Run:
         folder = Path(folder)
         try:
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise KitError(f"{folder} is not a run folder ({type(error).__name__}: {error}).") from error
         if "protocol" not in settings:
             raise KitError(

@@ -242,7 +242,7 @@ def test_names_of_weights_are_those_of_older_checkpoints():
     assert {"backbone.layer2.shortcut.0.weight", "backbone.layer4.bn2.bias", "decoder.project.1.weight"} <= names["toy"]
     assert {"backbone.layer4.2.conv3.weight", "backbone.layer1.0.downsample.0.weight"} <= names["deeplabv3_resnet50"]
     assert {"backbone.layer1.3.conv.2.weight", "backbone.layer4.0.conv.1.0.weight"} <= names["deeplabv3_mobilenet_v2"]
-    assert [len(found) for found in names.values()] == [91, 300, 359]
+    assert [len(found) for found in names.values()] == [92, 348, 360]
 
 
 def test_relevance_of_a_label_map_is_that_of_its_pixels():
@@ -653,6 +653,10 @@ def test_consistency_is_a_curve_per_class(pair):
     assert axes[1, 0].get_ylabel() == "LRP\nconsistency t - 1, t"
     assert [text.get_text() for text in axes[1, 2].texts] == ["no rule for\na Segmenter"]
     assert legend_words(fig)[-1] == "mean of the old classes"
+    many = pd.concat([consistencies().iloc[:1].assign(**{"class": c}) for c in range(1, 151)])
+    scenario = SimpleNamespace(classes=[f"class {c}" for c in range(151)])
+    wide = SimpleNamespace(scenario=scenario, data=SimpleNamespace(palette=np.zeros((256, 3), np.uint8)))
+    assert legend_words(drawn(view.figure_consistency(many, wide))) == ["mean of the old classes; thin: 150 single classes"]
 
 
 def test_one_step_has_nothing_to_compare(pair, tmp_path):

@@ -34,14 +34,18 @@ def test_scenarios(lab, page):
     assert browser.errors_in(page) == []
 
 
-def test_an_error_is_seen(lab, page):
-    cells = [nbformat.v4.new_code_cell(source) for source in ("1 / 0", "2")]
+def test_errors_are_seen(lab, page):
+    warning = nbformat.v4.new_code_cell("import sys; print('only a warning', file=sys.stderr)")
+    bug = nbformat.v4.new_code_cell("1 / 0", metadata={"tags": ["raises-exception"]})  # the cells after it run all the same
+    mistake = nbformat.v4.new_code_cell("from cisskit.errors import KitError; raise KitError('choose another')")
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab.folder / "error.ipynb")
-    browser.open_notebook(page, lab, "error.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[warning, bug, mistake], metadata={"kernelspec": kernel})
+    nbformat.write(notebook, lab.folder / "errors.ipynb")
+    browser.open_notebook(page, lab, "errors.ipynb")
     browser.run_all(page)
-    (text,) = browser.errors_in(page)
-    assert "ZeroDivisionError" in text
+    page.wait_for_selector(f"{browser.STDERR}:has-text('KitError: choose another')")
+    first, second = browser.errors_in(page)
+    assert "ZeroDivisionError" in first and "Traceback" not in second
 
 
 @pytest.mark.parametrize("lacking", ["playwright", "browser"])

@@ -46,6 +46,9 @@ OLD, NEW = "#b8b8b8", "#333333"
 OBJECT = "#009e73"
 """Outline of the pixels whose score is explained."""
 
+MOST = 20
+"""Classes that a legend names; of more there is no telling by colour."""
+
 SEGMENTS = ("truth", "old model")
 """Where segments come from: the true classes, or what the old model predicts."""
 
@@ -525,8 +528,9 @@ def figure_consistency(table: pd.DataFrame, ctx: Context) -> Figure:
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
     classes = sorted(table["class"].unique())
-    handles: list[Any] = class_patches(classes, ctx.scenario.classes, ctx.data.palette)
-    legend_below(fig, [*handles, Line2D([], [], color="black", marker="s", linewidth=2.2, label="mean of the old classes")])
+    words = "mean of the old classes" if len(classes) <= MOST else f"mean of the old classes; thin: {len(classes)} single classes"
+    handles: list[Any] = class_patches(classes if len(classes) <= MOST else (), ctx.scenario.classes, ctx.data.palette)
+    legend_below(fig, [*handles, Line2D([], [], color="black", marker="s", linewidth=2.2, label=words)])
     return fig
 
 

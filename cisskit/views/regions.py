@@ -26,6 +26,7 @@ from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
 from cisskit.train import train_loader
 from cisskit.views.masks import Labels, Palette, Picture, aspect, hatch, outline, photo, show_image, show_labels, test_pictures
 from cisskit.views.style import class_patches, figure, grid, legend_below, rgb, row_label
+from cisskit.views.training import gradient_shares, over_parts
 
 UNKNOWN = "#9b9b9b"
 """The unknown class, which is no class of a scenario: grey, between the dark background and the colours of classes."""
@@ -150,24 +151,13 @@ def gradient_table(ctx: Context, batch: Batch) -> pd.DataFrame:
     A term that reads frozen features only is told apart from a small one: it reaches none. The network is left in evaluation mode
     and is not changed, nor is what its method keeps beside it.
     """
-    ctx.model.eval()
-    kept = {name: value.clone() for name, value in ctx.model.aux.state_dict().items()}
-    weights = trainable(ctx.model)
-    with torch.no_grad():
-        teacher = ctx.old_model(batch.image) if ctx.old_model is not None else None
-    terms = ctx.method.losses(batch, ctx.model(batch.image), teacher, ctx)
-    ctx.model.aux.load_state_dict(kept)  # running statistics, e.g. of thresholds
-    rows = []
-    for name, term in terms.items():
-        found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True) if term.requires_grad else []
-        norms = torch.tensor([float(g.norm()) for g in found if g is not None], dtype=torch.float64)
-        rows.append((name, float(term.detach()), float(norms.norm()), f"{int((norms > 0).sum())} of {len(weights)}"))
-    total = sum(row[2] for row in rows) or 1.0
-    return pd.DataFrame([
-        {"term": name, "value": round(value, 4), "gradient norm": float(f"{norm:.3g}"),
-         "share of the gradient %": round(100 * norm / total, 1), "weight tensors reached": reached}
-        for name, value, norm, reached in rows
-    ])  # fmt: skip
+    found = over_parts(gradient_shares(ctx, batch))
+    return pd.DataFrame({
+        "term": found["term"], "value": found["value"].round(4),
+        "gradient norm": [float(f"{n:.3g}") for n in found["norm"]],
+        "share of the gradient %": (100 * found["share"]).round(1),
+        "weight tensors reached": [f"{a} of {b}" for a, b in zip(found["reached"], found["weights"], strict=True)],
+    })  # fmt: skip
 
 
 # --- what becomes of pixels ---

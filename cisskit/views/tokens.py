@@ -489,19 +489,6 @@ def _by_scale(embeddings: Tensor, scales: Sequence[int]) -> list[NDArray[np.floa
 # --- sizes of terms ---
 
 
-def gradient_norms(terms: Mapping[str, Tensor], model: Model) -> dict[str, float]:
-    """Euclidean norm, over all weights of the network, of the gradient of each term; 0 for a term without one.
-
-    terms: as `Method.losses` returns them, made with gradients. Nothing is added to the gradients of the weights.
-    """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    norms = {}
-    for name, term in terms.items():
-        found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True) if term.requires_grad else ()
-        norms[name] = sum(float(g.float().square().sum()) for g in found if g is not None) ** 0.5
-    return norms
-
-
 def plot_term_sizes(stages: Mapping[str, Mapping[str, float]], ax: Axes, *, xlabel: str = "weighted term") -> Axes:
     """Loss terms as bars on a logarithmic axis, one bar per stage; a term of 0 has no bar, and says so.
 
