@@ -212,6 +212,7 @@ def plot_support(table: pd.DataFrame, names: Mapping[int, str], ax: Axes, *, own
     for label, segment in zip(ax.get_yticklabels(), table["segment"], strict=True):
         label.set_fontweight("bold" if segment == own else "normal")
     ax.margins(x=0.08)
+    ax.locator_params(axis="x", nbins=3)
     return ax
 
 
