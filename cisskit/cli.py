@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     gallery = command("gallery", _gallery, "Execute all notebooks on a folder of runs and lay out every picture on one page.")
     gallery.add_argument("folder", nargs="?", default="runs", help="a runs folder")
     gallery.add_argument("--out", default="gallery", help="where the page goes")
+    gallery.add_argument("--readme", action="store_true", help="only draw the four pictures of the README anew")
 
     command("methods", _methods, "List the methods and their fields.")
     command("scenarios", _scenarios, "List data sets, example scenarios and settings.")
@@ -236,8 +237,11 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _gallery(args: argparse.Namespace) -> int:
-    from cisskit.gallery import build
+    from cisskit.gallery import build, readme
 
+    if args.readme:
+        print(*readme(Path(args.folder)), sep="\n")
+        return 0
     print(f"gallery: {build(Path(args.folder), Path(args.out), say=lambda text: print(text, flush=True))}")
     return 0
 

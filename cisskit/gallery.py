@@ -18,6 +18,9 @@ from cisskit.errors import KitError
 from cisskit.files import write_text, written_whole
 from cisskit.pipeline import NOTEBOOKS, execute
 from cisskit.runs import Run, find_runs
+from cisskit.train import restore
+from cisskit.views import background_shift, forgetting, report, style, training
+from cisskit.views.tables import Chain, by_method
 
 Say = Callable[[str], None]
 
@@ -59,6 +62,33 @@ def build(runs: Path, out: Path, say: Say = print) -> Path:
         if run.step == len(run.scenario.steps) - 1 and (run.folder / "notebook.ipynb").exists():
             pictures += pictures_of(run.folder / "notebook.ipynb", f"methods/{run.settings['method']} step {run.step}")
     return _write(pictures, failed, out)
+
+
+def readme(runs: Path, folder: Path = NOTEBOOKS / "images") -> list[Path]:
+    """Draw the README's four pictures anew from finished runs of ft, mib, dkd, mbs, joint and both modes of idec on the scenes.
+
+    Raises `KitError` when one of them is missing, and when a file grows too large.
+    """
+    groups = by_method(find_runs(runs))
+    wanted = ("ft", "mib", "dkd", "mbs", "joint", "idec", "idec-described")
+    if missing := [method for method in wanted if method not in groups]:
+        raise KitError(f"no finished runs of {', '.join(missing)} under {runs}; run them on toy-5-2 first.")
+
+    def chains(*methods: str) -> dict[str, list[Chain]]:
+        return {method: groups[method] for method in methods}
+
+    style.use()  # this is a command of its own: matplotlib's defaults may be changed for good
+    said = background_shift.listen_all({m: groups[m][0] for m in ("ft", "mbs")}, restore)
+    shares = training.shares_of(chains("idec", "idec-described"), restore, ["idec", "idec-described"])
+    first = [run for method in ("ft", "mib", "dkd", "joint") for run in groups[method][0].runs]
+    alluvial = forgetting.figure_alluvial(chains("ft", "mib", "dkd", "mbs"))
+    assert alluvial is not None
+    return [
+        report.readme_picture(first, restore, folder / "forgetting.png"),
+        report.save_small(alluvial, folder / "old_pixels.png"),
+        report.save_small(background_shift.figure_comparison(said), folder / "background_shift.png"),
+        report.save_small(training.figure_gradient_shares(shares), folder / "inert_terms.png"),
+    ]
 
 
 def pictures_of(notebook: Path, name: str) -> list[Picture]:

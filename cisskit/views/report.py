@@ -72,22 +72,31 @@ def strips(groups: Mapping[str, Sequence[Chain]], restore: Restore, n: int = 3) 
 
 
 def readme_picture(runs: Sequence[Run], restore: Restore, path: str | Path, *, image: int = 0) -> Path:
-    """Draw ``path``: one test scene, rows truth and methods, columns steps, errors at the end; a PNG with a palette.
+    """Draw ``path``: one test scene, rows truth and methods, columns steps, errors at the end.
 
-    image: which of the pictures that `masks.test_pictures` puts first. Raises `KitError` if the file exceeds 60 kB.
+    image: which of the pictures that `masks.test_pictures` puts first. Raises `KitError` as `save_small` does.
     """
     pictures, found, ctx = predictions(by_method(runs), restore, image + 1)
-    palette, raw, small = ctx.data.palette, io.BytesIO(), io.BytesIO()
+    palette = ctx.data.palette
     with mpl.rc_context():
         style.use()
         fig = masks.figure_strip(pictures[image], found[image], ctx.scenario, palette, cell=1.1, title=False)
+    return save_small(fig, path, exact=palette[: len(ctx.scenario.classes)].tolist())
+
+
+def save_small(fig: Figure, path: str | Path, *, exact: Sequence[Sequence[int]] = (), most: int = 58) -> Path:
+    """Write a figure as a PNG with a palette. exact: colours that must not change; those of the kinds of error never do.
+
+    Raises `KitError` if the file exceeds ``most`` kB.
+    """
+    raw, small, path = io.BytesIO(), io.BytesIO(), Path(path)
+    with mpl.rc_context():
+        style.use()
         fig.savefig(raw, format="png", dpi=120)
-    exact = [*palette[: len(ctx.scenario.classes)].tolist(), (0, 0, 0), (255, 255, 255)]
-    exact += [style.rgb(colour) for colour, _ in style.ERRORS.values()]
-    _few_colours(Image.open(raw).convert("RGB"), exact).save(small, format="PNG", optimize=True)
-    if small.tell() > 60 * 1024:
-        raise KitError(f"the picture has {small.tell() / 1024:.0f} kB, more than 60; show fewer methods or another image.")
-    path = Path(path)
+    keep = [*exact, (0, 0, 0), (255, 255, 255), *(style.rgb(colour) for colour, _ in style.ERRORS.values())]
+    _few_colours(Image.open(raw).convert("RGB"), keep).save(small, format="PNG", optimize=True)
+    if small.tell() > most * 1024:
+        raise KitError(f"{path.name} has {small.tell() / 1024:.0f} kB, more than {most}; show fewer methods or another image.")
     with written_whole(path) as beside:
         beside.write_bytes(small.getvalue())
     return path
