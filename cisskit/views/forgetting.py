@@ -156,7 +156,8 @@ def mean_iou_table(chains: Sequence[Chain]) -> npt.NDArray[np.float64]:
 def figure_by_step(groups: Mapping[str, Sequence[Chain]]) -> Figure:
     """mIoU of all, base and later classes after every step, side by side, one colour per method."""
     last = max((chain.last for chains in groups.values() for chain in chains), key=lambda run: run.step)
-    names = {"all": "all seen classes [0-…]", "old": f"old [{last.metrics['miou']['old']['classes']}]"}
+    first = last.metrics["miou"]["all"]["classes"].split("-")[0]
+    names = {"all": f"all seen classes [{first}-…]", "old": f"old [{last.metrics['miou']['old']['classes']}]"}
     later = last.metrics["miou"]["new"]["classes"]
     if later:
         names["new"] = f"new [{later.split('-')[0]}-…]" if last.step > 1 else f"new [{later}]"
