@@ -11,6 +11,18 @@ pytestmark = browser.together
 SMALL = {"data_options": {"train": 64, "test": 12, "heldout": 1}}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of two steps of ft and mbs."""
+    from test_dashboard import train
+
+    from cisskit.runs import find_runs
+
+    root = tmp_path_factory.mktemp("runs")
+    train(root, ["ft", "mbs"])
+    return [str(run.folder) for run in find_runs(root)]
+
+
 def test_scenarios(lab, page):
     browser.open_notebook(page, lab, "01_scenarios.ipynb", **SMALL)
     browser.run_all(page)
@@ -104,3 +116,45 @@ def test_report_sorts_its_table(tmp_path, page):
     head.click()
     assert values() == sorted(values())
     assert table.locator("td a").first.get_attribute("href").endswith("/")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "small"),
+    [
+        ("forgetting", "image", {}),
+        ("pseudo_labels", "τ", {"images": 24}),
+        ("background_shift", "image", {"images": 12}),
+        ("semantic_invariance", "ρ", {"images": 12}),
+    ],
+)
+def test_views(lab, page, trained, name, label, small):
+    """A slider of each view redraws its picture, twice."""
+    browser.open_notebook(page, lab, f"views/{name}.ipynb", runs=trained, **small)
+    browser.run_all(page)
+    assert browser.errors_in(page) == []
+    slider = browser.control(page, label, ".noUi-handle").last
+    slider.press("ArrowRight")
+    first = browser.redrawn(page)
+    slider.press("ArrowRight")
+    browser.redrawn(page, first)
+    assert browser.errors_in(page) == []
+
+
+def test_attribution(lab, page, trained):
+    browser.open_notebook(page, lab, "views/attribution.ipynb", runs=trained, images=12, objects=2, explained_by="grad_cam")
+    browser.run_all(page)
+    assert browser.errors_in(page) == []
+    browser.control(page, "segments", "select").select_option(index=1)
+    first = browser.redrawn(page)
+    browser.control(page, "method", "select").last.select_option(index=1)
+    browser.redrawn(page, first)
+    assert browser.errors_in(page) == []
+
+
+def test_four_pixels(lab, page):
+    browser.open_notebook(page, lab, "02_losses_on_four_pixels.ipynb")
+    browser.run_all(page)
+    assert browser.errors_in(page) == []
+    page.locator(".jupyter-widgets .noUi-handle").first.press("ArrowRight")
+    browser.redrawn(page)
+    assert browser.errors_in(page) == []
