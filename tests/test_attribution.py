@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 from torch import nn
 
 from cisskit import attribution as at
@@ -491,16 +492,6 @@ def pair_of(name: str, folder, arch: str = "toy") -> view.Pair:
 @pytest.fixture
 def pair(tmp_path) -> view.Pair:
     return pair_of("ft", tmp_path)
-
-
-def drawn(fig: Figure) -> Figure:
-    """Lay out and render: whatever does not fit or warns shows here."""
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 def grid_of(fig: Figure, rows: int) -> np.ndarray:

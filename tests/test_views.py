@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 from PIL import Image
 
 from cisskit.data import Batch, Data, Toy
@@ -31,16 +32,6 @@ runs_needed = pytest.mark.xdist_group("views")  # one worker makes the runs
 
 def axes() -> mpl.axes.Axes:
     return Figure().subplots()
-
-
-def drawn(fig: Figure) -> Figure:
-    """Lay out and render: whatever does not fit or warns shows here."""
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 @pytest.fixture(scope="session")

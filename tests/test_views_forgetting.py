@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 from torch import nn
 
 from cisskit.data import Batch, Toy
@@ -33,15 +34,6 @@ AFTER = {
 
 def axes():
     return Figure().subplots()
-
-
-def drawn(fig: Figure) -> Figure:
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 def made(root, method: str, confusions: dict, task: Scenario = TASK, seed: int = 0) -> list[Run]:

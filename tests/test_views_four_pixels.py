@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
+from pictures import drawn
 
 from cisskit import losses as L
 from cisskit.errors import KitError
@@ -23,12 +23,6 @@ SKY, CAR, DOG, HIDDEN = range(4)
 @pytest.fixture
 def story() -> four.Story:
     return four.tell()
-
-
-def drawn(fig: Figure) -> Figure:
-    """Lay out and render: whatever does not fit or warns shows here."""
-    fig.canvas.draw()
-    return fig
 
 
 def arrows(ax) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 
 from cisskit.data import Batch, Toy
 from cisskit.errors import KitError
@@ -24,16 +25,6 @@ STEP = TASK.step(1)  # 1..5 old, 6 and 7 new, 8 and 9 to come
 
 def axes():
     return Figure().subplots()
-
-
-def drawn(fig: Figure) -> Figure:
-    """Lay out and render: whatever does not fit or warns shows here."""
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 def shown(fig: Figure) -> list:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 
 from cisskit.calibration import equal_width_edges, expected_calibration_error, reliability
 from cisskit.data import Batch, Toy
@@ -26,15 +27,6 @@ TINY = {"data_options": {"train": 64, "test": 16, "heldout": 16}, "overrides": {
 
 def axes():
     return Figure().subplots()
-
-
-def drawn(fig: Figure) -> Figure:
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 def method(name: str):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words
 
 from cisskit.data import Data, Toy, open_source, select
 from cisskit.errors import KitError
@@ -38,15 +39,6 @@ class Known(Toy):
 @pytest.fixture(scope="module")
 def known():
     return Known(train=5, heldout=1, test=5)
-
-
-def drawn(fig: Figure) -> Figure:
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
 
 
 # --- membership and what is hidden ---

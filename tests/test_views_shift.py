@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import drawn, legend_words, titles
 from untrained import DATA, TASK, Restore, chain
 
 from cisskit.data import Data, Toy
@@ -23,20 +24,6 @@ NAN = float("nan")
 
 def axes():
     return Figure().subplots()
-
-
-def drawn(fig: Figure) -> Figure:
-    """Lay out and render: whatever does not fit or warns shows here."""
-    fig.canvas.draw()
-    return fig
-
-
-def legend_words(fig: Figure) -> list[str]:
-    return [text.get_text() for legend in fig.legends for text in legend.get_texts()]
-
-
-def titles(fig: Figure) -> list[str]:
-    return [ax.get_title() for ax in fig.axes if ax.get_title()]
 
 
 def counted(*images: dict[int, int]) -> Toy:
