@@ -81,7 +81,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "mbs", "MBS's released code; AMIS follows it", eval_size="crop512", checkpoint="best_or_last", looks=10,
             absent="zero", epsilon=1e-6, old_with_background=False, drop_zero=True,
         ),
-        Protocol(
+        Protocol(  # its looks while training see whole images; here they see the crop that is scored in the end
             "idec", "IDEC's and LAG's released code, scored by IDEC's evaluation script", eval_size="crop513", checkpoint="best",
             absent="zero", epsilon=1e-6,
         ),
