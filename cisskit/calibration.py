@@ -5,7 +5,7 @@ kept and grouped again (`Curve.narrowed`, `Curve.grouped`) without looking at th
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,12 @@ class Curve:
     @property
     def score(self) -> Floats:
         """Mean score f_k; NaN for an empty group."""
-        return _ratio(self.score_sum, self.count)
+        return ratio(self.score_sum, self.count)
 
     @property
     def accuracy(self) -> Floats:
         """Share that was right o_k; NaN for an empty group."""
-        return _ratio(self.right, self.count)
+        return ratio(self.right, self.count)
 
     @property
     def total(self) -> float:
@@ -136,5 +136,6 @@ def expected_calibration_error(curve: Curve) -> float:
     return float((curve.count[there] * np.abs(curve.accuracy - curve.score)[there]).sum() / curve.total)
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
+    """(n,) part / whole, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

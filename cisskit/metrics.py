@@ -261,7 +261,7 @@ def summarise(
         "all_with_background": narrow,
         "all_without_background": narrow[1:],
     }
-    means = {name: {"classes": _text(ids), "value": _json(mean_iou(iou, ids))} for name, ids in ranges.items()}
+    means = {name: {"classes": class_range(ids), "value": _json(mean_iou(iou, ids))} for name, ids in ranges.items()}
     means["all"]["value"] = _json(mean_iou(iou, all_, drop_zero=protocol.drop_zero))
     table = np.full((len(earlier) + 1, step.n_seen + 1), np.nan)
     for row, values in zip(table, [*earlier, iou], strict=True):
@@ -274,7 +274,7 @@ def summarise(
         "iou": {names[c]: _json(iou[c]) for c in range(step.n_seen + 1)},
         "miou": means,
         "hiou": {
-            "classes": f"{_text(old)} and {_text(later)}" if later else None,
+            "classes": f"{class_range(old)} and {class_range(later)}" if later else None,
             "value": _json(harmonic_mean(mean_iou(iou, old), mean_iou(iou, later))),
         },
         "pixel_accuracy": _json(pixel_accuracy(seen)),
@@ -319,8 +319,8 @@ def _json(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _text(ids: range) -> str | None:
-    """``"1-5"``, ``"6"``, or None for no class."""
+def class_range(ids: range) -> str | None:
+    """How tables and metrics.json name classes: ``"1-5"``, ``"6"``, or None for no class."""
     if not ids:
         return None
     return f"{ids[0]}-{ids[-1]}" if len(ids) > 1 else f"{ids[0]}"

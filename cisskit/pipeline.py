@@ -19,10 +19,10 @@ import papermill
 import torch
 from papermill.exceptions import PapermillExecutionError
 
-from cisskit.data import read_scenario
+from cisskit.data import Data, Source, read_scenario
 from cisskit.errors import KitError, unknown
 from cisskit.files import write_text
-from cisskit.method import method_class
+from cisskit.method import Method, Recipe, method_class
 from cisskit.runs import Run, digest, folder_of, shared
 from cisskit.scenario import Scenario
 from cisskit.train import begin, evaluate, fit, plan
@@ -92,8 +92,19 @@ class Chain:
 
     def plan(self, step: int) -> dict[str, Any]:
         """Settings of one step; raises `KitError` for whatever is wrong with them."""
+        return self._plan(step)[3]
+
+    def check(self, source: Source | None = None) -> Source:
+        """Plan every step; raises `KitError` for whatever is wrong. source: the data set, if an earlier check has opened it;
+        it is returned for the next one."""
+        for step in range(self.steps):
+            source = self._plan(step, source)[2].source
+        assert source is not None
+        return source
+
+    def _plan(self, step: int, source: Source | None = None) -> tuple[Method, Recipe, Data, dict[str, Any]]:
         keys = {k: v for k, v in self.parameters.items() if k != "device"}
-        return plan(step=step, **keys)[3]
+        return plan(step=step, source=source, **keys)
 
     @property
     def folder(self) -> Path:
@@ -114,7 +125,7 @@ def chains(
     overrides: method id (or "" for all) -> fields. common: further parameters of the method notebooks.
     """
     task = read_scenario(scenario, setting=common["setting"], root=common["data_root"])
-    todo = []
+    todo, source = [], None
     for seed in seeds:
         for method in methods:
             method_class(method)  # raises for a name that nothing answers to
@@ -122,8 +133,7 @@ def chains(
             parameters = {"scenario": task.text, "method": method, "seed": seed, "overrides": fields, **common}
             chain = Chain(method, parameters, task)
             check_parameters(method_notebook(method), [*parameters, "step"])
-            for step in range(len(task.steps)):
-                chain.plan(step)
+            source = chain.check(source)
             todo.append(chain)
     return todo
 

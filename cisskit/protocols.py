@@ -110,8 +110,3 @@ def protocol(name: str, scenario: Scenario, eval_size: str = "") -> Protocol:
     if not scenario.labels.background:
         found = replace(found, zero_at_test=False, old_with_background=False, all_with_background=False)
     return replace(found, eval_size=eval_size) if eval_size else found
-
-
-def from_settings(settings: Mapping[str, Any]) -> Protocol:
-    """The protocol that a run's settings hold."""
-    return Protocol(**settings["protocol"])

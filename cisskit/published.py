@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from cisskit.errors import KitError, unknown
-from cisskit.metrics import harmonic_mean, mean_iou
+from cisskit.metrics import class_range, harmonic_mean, mean_iou
 from cisskit.protocols import Protocol, protocol
 from cisskit.runs import Run
 from cisskit.scenario import IGNORE, ORDERS, Scenario
@@ -111,7 +111,7 @@ def _table() -> pd.DataFrame:
     metrics = [parse(text) for text in table["metric"]]
     table.insert(9, "name", [m.name for m in metrics])
     table.insert(10, "part", [m.part for m in metrics])
-    table.insert(11, "classes", [m.classes and _range(m.classes) for m in metrics])
+    table.insert(11, "classes", [m.classes and class_range(range(m.classes[0], m.classes[1] + 1)) for m in metrics])
     rules = zip(table["source"], table["method"], strict=True)
     table["protocol"] = [found.protocol if (found := _rules(*which)) else "" for which in rules]
     return table
@@ -363,8 +363,3 @@ def _memory(run: Run) -> str:
 def _weights(run: Run) -> str:
     weights = run.settings["weights"]
     return str(weights["file"] if isinstance(weights, dict) else weights or "random weights")
-
-
-def _range(classes: tuple[int, int]) -> str:
-    first, last = classes
-    return f"{first}-{last}" if last > first else f"{first}"

@@ -36,7 +36,7 @@ from torch import Tensor
 from cisskit import __version__
 from cisskit.errors import KitError
 from cisskit.files import write_json, written_whole
-from cisskit.protocols import Protocol, from_settings
+from cisskit.protocols import Protocol
 from cisskit.scenario import Labels, Scenario
 
 FINISHED = ("config.json", "history.csv", "model.safetensors", "confusion.npy", "metrics.json")
@@ -159,7 +159,7 @@ class Run:
 
     @property
     def protocol(self) -> Protocol:
-        return from_settings(self.settings)
+        return Protocol(**self.settings["protocol"])
 
     @property
     def done(self) -> bool:

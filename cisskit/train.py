@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cisskit.data import Batch, Data, TrainLoader, open_source, read_scenario
+from cisskit.data import Batch, Data, Source, TrainLoader, open_source, read_scenario
 from cisskit.errors import KitError
 from cisskit.files import write_json, write_text, written_whole
 from cisskit.method import Context, Method, Recipe, changed, checked, configure, for_step, settings_of
@@ -58,13 +58,15 @@ def plan(
     eval_size: str = "",
     overrides: Mapping[str, Any] | None = None,
     runs: Path | str = "runs",
+    source: Source | None = None,
 ) -> tuple[Method, Recipe, Data, dict[str, Any]]:
     """Everything that decides the result of one step, checked, before anything is written or trained.
 
     scenario, setting: see `Scenario.named`. arch: "" is the paper's network, a small one of its kind on the scenes.
     weights: "imagenet", "none" or a file. protocol: how the result is scored, see `cisskit.protocols`; eval_size: another
     size than the protocol's. overrides: fields of the method or of its recipe, see `for_step`. runs: where the step before
-    is looked up. Returns the method, its recipe, the data and the run's settings (JSON values).
+    is looked up. source: the data set, if it is open already. Returns the method, its recipe, the data and the run's settings
+    (JSON values).
     Raises `KitError` for anything unknown or missing.
     """
     task = read_scenario(scenario, setting=setting, root=data_root)
@@ -73,7 +75,7 @@ def plan(
     paper, changes = configure(method, for_step(overrides or {}, step), task.dataset)
     arch = paper.arch(task, arch)
     recipe = changed(paper.recipe(task, now), changes)
-    data = _data(task, recipe, data_root, data_options or {}, rules, seed)
+    data = _data(task, recipe, data_root, data_options or {}, rules, seed, source)
     extras = [*paper.needs, *(name for name in paper.wants if data.offers(name))]
     settings: dict[str, Any] = {
         "scenario": task.text,
@@ -143,8 +145,11 @@ def restore(run: Run, *, data_root: str = "", device: str = "cpu") -> Context:
     return ctx
 
 
-def _data(scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], rules: Protocol, seed: int) -> Data:
-    source = open_source(scenario.dataset, root or None, **options)
+def _data(
+    scenario: Scenario, recipe: Recipe, root: str, options: Mapping[str, Any], rules: Protocol, seed: int,
+    source: Source | None = None,
+) -> Data:  # fmt: skip
+    source = source or open_source(scenario.dataset, root or None, **options)
     return Data(
         scenario, source, crop=recipe.crop, augment=recipe.augment, ratio=recipe.ratio, protocol=rules,
         batch_size=recipe.batch_size, seed=seed,

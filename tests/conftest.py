@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +53,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder of large files: {folder} is not there (name it with CISSKIT_SHARED)")
     return folder
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run the command line of data_prep; returns its status and everything it printed."""
+    from data_prep.__main__ import main
+
+    def run(*arguments: object) -> tuple[int, str]:
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out + err
+
+    return run

@@ -51,18 +51,6 @@ def leftovers(folder):
 
 
 @pytest.fixture
-def said(capsys):
-    """Run the command line; returns its status and everything it printed."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out + err
-
-    return run
-
-
-@pytest.fixture
 def archives(tmp_path, monkeypatch):
     """A folder DATA with the three files of VOC."""
     write("voc", tmp_path / "source")

@@ -16,7 +16,6 @@ from cisskit.data.manifest import check_manifest, read_manifest
 from cisskit.data.scenes import scenes
 from cisskit.errors import KitError
 from data_prep import isprs, saliency
-from data_prep.__main__ import main
 
 WHITE, BLUE, CYAN, GREEN, YELLOW, RED = (255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)
 SIX = np.array([WHITE, BLUE, CYAN, GREEN, YELLOW, RED], dtype=np.uint8)
@@ -31,18 +30,6 @@ def private(tmp_path, monkeypatch):
 
 def contents(folder):
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture
-def said(capsys):
-    """Run the command line; returns its status and everything it printed."""
-
-    def run(*arguments):
-        status = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out + err
-
-    return run
 
 
 def refused(said, data, *arguments, words):

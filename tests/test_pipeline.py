@@ -9,7 +9,7 @@ import time
 import nbformat
 import pytest
 
-from cisskit import pipeline
+from cisskit import pipeline, train
 from cisskit.errors import KitError
 from cisskit.pipeline import Chain, chains, check_parameters, execute, run_chains
 from cisskit.scenario import Scenario
@@ -60,6 +60,15 @@ def plan(tmp_path, methods, overrides=None):
     return chains(
         "toy-5-4", methods, [0], {"": {"epochs": 1, "batch_size": 8}, **(overrides or {})}, runs=str(tmp_path / "runs"), **COMMON
     )
+
+
+def test_all_plans_share_one_look_at_the_data(notebooks, tmp_path, monkeypatch):
+    opened, usual = [], train.open_source
+    monkeypatch.setattr(train, "open_source", lambda *args, **options: opened.append(args) or usual(*args, **options))
+    todo = plan(tmp_path, ["ft", "mib"])
+    assert len(opened) == 1 and [chain.steps for chain in todo] == [2, 2]
+    todo[0].plan(0)
+    assert len(opened) == 2, "later, files may have changed"
 
 
 def test_chains_run_and_a_second_call_finds_everything_done(notebooks, tmp_path):
@@ -146,7 +155,7 @@ def test_equal_first_steps_never_run_at_the_same_time(monkeypatch):
 STOP = """
 import sys
 from pathlib import Path
-from cisskit import pipeline
+from cisskit import pipeline, train
 from cisskit.cli import main
 pipeline.NOTEBOOKS = Path(sys.argv[1])
 main(["run", "--scenario", "toy-5-4", "--method", "ft", "--runs", sys.argv[2], "--set", "epochs=1000", "--set", "data.train=24",

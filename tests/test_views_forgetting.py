@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from pictures import drawn, legend_words
 from torch import nn
+from untrained import step_of
 
-from cisskit.data import Batch, Toy
+from cisskit.data import Toy
 from cisskit.errors import KitError
 from cisskit.method import configure
 from cisskit.metrics import ConfusionMatrix, summarise
@@ -401,33 +402,7 @@ def test_a_small_share_is_not_written_as_zero():
     assert training._percents(np.array([[0.0, 0.4, 0.5001, 99.7, np.nan]])).tolist() == [["0", "<1", "1", "100", ""]]
 
 
-@pytest.fixture(scope="module")
-def step_of():
-    """(context, batch) of step 1 of toy-5-2 with untrained networks, per name under which a method runs."""
-
-    def make(name: str):
-        task, source = Scenario.named("toy-5-2"), Toy(train=1, heldout=1, test=1)
-        method, _ = configure(name, {})
-        torch.manual_seed(0)
-        old = method.build(task, "toy", None).eval()
-        model = method.build(task, "toy", None)
-        model.load_state_dict(old.state_dict())
-        method.grow(model, task.step(1))
-        model.freeze("bn")
-        ctx = SimpleNamespace(
-            step=task.step(1), scenario=task, data=SimpleNamespace(palette=source.palette, source=source), method=method,
-            model=model, old_model=old, recipe=SimpleNamespace(epochs=4), progress=0.0, seed=0,
-        )  # fmt: skip
-        truth = torch.zeros(2, 64, 64, dtype=torch.long)
-        truth[:, :30], truth[:, 40:, :30] = 2, 6
-        image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-        extra = {"names": ["a", "b"], "truth": truth, "saliency": truth > 0}
-        return ctx, Batch(image, torch.where(truth == 6, 6, 0), extra)
-
-    return make
-
-
-def test_idec_as_released_moves_heads_by_one_term(step_of):
+def test_idec_as_released_moves_heads_by_one_term():
     ctx, batch = step_of("idec")
     table = training.gradient_shares(ctx, batch)
     inert = table[table["inert"]]
@@ -438,7 +413,7 @@ def test_idec_as_released_moves_heads_by_one_term(step_of):
     assert weights["backbone"] == weights["decoder"] == 0 and weights["old heads"] and weights["new head"]
 
 
-def test_idec_as_described_moves_every_part(step_of):
+def test_idec_as_described_moves_every_part():
     ctx, batch = step_of("idec-described")
     shares = training.gradient_shares(ctx, batch).pivot(index="term", columns="part", values="share")
     assert (shares.loc[["seg", "kd_l1", "kd_l2", "kd_l3", "kd_out", "kd_logits", "arcl"], "backbone"] > 0).all()
@@ -446,7 +421,7 @@ def test_idec_as_described_moves_every_part(step_of):
 
 
 @pytest.mark.parametrize("name", ["idec", "idec-described", "dkd"])
-def test_looking_at_gradients_changes_nothing(name, step_of):
+def test_looking_at_gradients_changes_nothing(name):
     ctx, batch = step_of(name)
     if name == "idec":
         ctx.method, _ = configure("idec", {"pseudo": "class_dynamic"})
@@ -457,7 +432,7 @@ def test_looking_at_gradients_changes_nothing(name, step_of):
     assert all(p.grad is None for p in ctx.model.parameters())
 
 
-def test_at_step_zero_every_head_is_new(step_of):
+def test_at_step_zero_every_head_is_new():
     ctx, _ = step_of("dkd")
     ctx.step, ctx.old_model = ctx.scenario.step(0), None
     parts = training.parts_of(ctx)

@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from pictures import drawn, legend_words
+from untrained import step_of
 
 from cisskit.data import Batch, Toy
 from cisskit.errors import KitError
@@ -74,31 +75,6 @@ def ctx(tmp_path):
     return SimpleNamespace(
         step=STEP, scenario=TASK, data=data, method=method, old_model=None, run=SimpleNamespace(folder=tmp_path)
     )
-
-
-@pytest.fixture(scope="module")
-def step_of():
-    """(context, batch) of step 1 with untrained networks, per name under which a method runs."""
-
-    def make(name: str):
-        method, _ = configure(name, {})
-        torch.manual_seed(0)
-        old = method.build(TASK, "toy", None).eval()
-        model = method.build(TASK, "toy", None)
-        model.load_state_dict(old.state_dict())
-        method.grow(model, STEP)
-        model.freeze("bn")
-        ctx = SimpleNamespace(
-            step=STEP, scenario=TASK, data=SimpleNamespace(palette=SOURCE.palette, source=SOURCE), method=method, model=model,
-            old_model=old, recipe=SimpleNamespace(epochs=4), progress=0.0, seed=0,
-        )  # fmt: skip
-        truth = torch.zeros(2, 64, 64, dtype=torch.long)
-        truth[:, :30], truth[:, 40:, :30] = 2, 6
-        image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-        extra = {"names": ["a", "b"], "truth": truth, "saliency": truth > 0}
-        return ctx, Batch(image, torch.where(truth == 6, 6, 0), extra)
-
-    return make
 
 
 # --- what becomes of pixels ---
@@ -261,7 +237,7 @@ def test_principal_components_by_hand():
 
 
 @pytest.mark.parametrize("name", ["idec", "lag"])
-def test_inert_terms_reach_no_weight(name, step_of):
+def test_inert_terms_reach_no_weight(name):
     ctx, batch = step_of(name)
     table = regions.gradient_table(ctx, batch).set_index("term")
     n = len(trainable(ctx.model))
@@ -274,7 +250,7 @@ def test_inert_terms_reach_no_weight(name, step_of):
 
 
 @pytest.mark.parametrize("name", ["idec-described", "lag-described"])
-def test_terms_of_the_described_mode_act(name, step_of):
+def test_terms_of_the_described_mode_act(name):
     ctx, batch = step_of(name)
     if "prototypes" in ctx.model.aux:
         ctx.model.aux["prototypes"].mean.uniform_()
@@ -285,7 +261,7 @@ def test_terms_of_the_described_mode_act(name, step_of):
     assert "backbone, decoder, all heads" in regions.mode_sentence(ctx) and "every term" in regions.mode_sentence(ctx)
 
 
-def test_looking_at_gradients_changes_nothing(step_of):
+def test_looking_at_gradients_changes_nothing():
     ctx, batch = step_of("idec")
     ctx.method, _ = configure("idec", {"pseudo": "class_dynamic"})
     ctx.method.grow(ctx.model, STEP)
@@ -295,7 +271,7 @@ def test_looking_at_gradients_changes_nothing(step_of):
     assert all(p.grad is None for p in ctx.model.parameters())
 
 
-def test_step_zero_is_the_same_in_both_modes(step_of):
+def test_step_zero_is_the_same_in_both_modes():
     ctx, batch = step_of("lag")
     model = ctx.method.build(TASK, "toy", None)
     first = SimpleNamespace(**{**vars(ctx), "step": TASK.step(0), "old_model": None, "model": model})
@@ -371,7 +347,7 @@ def test_the_slider_redraws(ctx, batch, capsys):
     assert capsys.readouterr().out.count("Figure") == 2
 
 
-def test_a_head_has_an_inside(step_of):
+def test_a_head_has_an_inside():
     ctx, batch = step_of("lag")
     inside = invariance.inside_head(ctx.model, batch)
     features = invariance.features_of(ctx.model, batch)

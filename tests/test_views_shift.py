@@ -15,7 +15,7 @@ from cisskit.errors import KitError
 from cisskit.method import Method, available, configure
 from cisskit.models import Output
 from cisskit.protocols import protocol
-from cisskit.scenario import IGNORE, Scenario, Step
+from cisskit.scenario import IGNORE, Scenario
 from cisskit.views import background_shift as shift
 from cisskit.views import masks, style
 
@@ -447,4 +447,4 @@ def test_widget_shows_a_static_picture_first(pictures, maps, capsys):
 
 
 def test_ranges_of_classes():
-    assert shift._range(Step(1, 5, 2).old) == "1-5" and shift._range(Step(1, 1, 1).old) == "1"
+    assert shift.class_range(range(1, 6)) == "1-5" and shift.class_range(range(1, 2)) == "1"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from cisskit.data import Data, Toy
+from cisskit.data import Batch, Data, Toy
 from cisskit.errors import KitError
 from cisskit.method import configure
 from cisskit.protocols import protocol
@@ -54,3 +54,24 @@ class Restore:
         return SimpleNamespace(
             scenario=TASK, step=TASK.step(of.step), method=method, run=of, data=DATA, device=torch.device("cpu"), model=model
         )
+
+
+def step_of(name: str) -> tuple[SimpleNamespace, Batch]:
+    """Step 1 of a method's name with untrained small CNNs, and a batch of it: old class 2 above, new class 6 below left."""
+    step = TASK.step(1)
+    method, _ = configure(name, {})
+    torch.manual_seed(0)
+    old = method.build(TASK, "toy", None).eval()
+    model = method.build(TASK, "toy", None)
+    model.load_state_dict(old.state_dict())
+    method.grow(model, step)
+    model.freeze("bn")
+    ctx = SimpleNamespace(
+        step=step, scenario=TASK, data=SimpleNamespace(palette=DATA.source.palette, source=DATA.source), method=method,
+        model=model, old_model=old, recipe=SimpleNamespace(epochs=4), progress=0.0, seed=0,
+    )  # fmt: skip
+    truth = torch.zeros(2, 64, 64, dtype=torch.long)
+    truth[:, :30], truth[:, 40:, :30] = 2, 6
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    extra = {"names": ["a", "b"], "truth": truth, "saliency": truth > 0}
+    return ctx, Batch(image, torch.where(truth == 6, 6, 0), extra)

@@ -58,8 +58,9 @@ def build(runs: Path | str, *, data_root: str = "", say: Say = print) -> Path:
         panel, fresh = _panel(run, out / where, data_root)
         if fresh:
             say(f"[{number}/{len(found)}] {where}{': ' + panel['note'] if panel['note'] else ''}")
-        scene = scenes.setdefault(scenario, _scene([r for r in found if r.folder.parents[2] == run.folder.parents[2]]))
-        scene["runs"][f"{run.settings['method']}/{run.seed}/{run.step}"] = panel | {"path": where.as_posix()}
+        if scenario not in scenes:
+            scenes[scenario] = _scene([r for r in found if r.folder.parents[2] == run.folder.parents[2]])
+        scenes[scenario]["runs"][f"{run.settings['method']}/{run.seed}/{run.step}"] = panel | {"path": where.as_posix()}
     about = {"scenes": scenes, "errors": {kind: list(words) for kind, words in ERRORS.items()}, "right": RIGHT, "void": VOID}
     page = (files(__name__) / "page.html").read_text(encoding="utf-8")
     # "</" would end the script element inside a class name or a path

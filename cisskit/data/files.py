@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 import zipfile
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,9 +106,9 @@ class FileSource(Source):
         room = cache_mb * 2**20
         self.cache: InMemory | OnDisk = OnDisk(room, self._stored) if cache == "disk" else InMemory(room)
 
+    @abstractmethod
     def coding(self, split: str) -> Coding:
         """What the values in the label files of a split mean."""
-        raise NotImplementedError
 
     def _pairs(self, split: str) -> list[Pair]:
         if split in self.missing and split not in self.pairs:

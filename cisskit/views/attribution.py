@@ -33,9 +33,17 @@ from cisskit.runs import Run
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario
 from cisskit.views.masks import Labels, Picture, aspect, on_photo, outline, predict, show_image, show_labels, test_pictures
 from cisskit.views.report import Restore
-from cisskit.views.style import class_patches, figure, grid, legend_below, method_colour, method_title, row_label
+from cisskit.views.style import (
+    class_patches,
+    figure,
+    grid,
+    legend_below,
+    method_colour,
+    method_title,
+    note,
+    row_label,
+)
 from cisskit.views.tables import Chain
-from cisskit.views.tokens import note
 
 SUPPORT, CHANGE = "RdBu_r", "PuOr_r"
 """Colour maps: what speaks for the score (red) and against it (blue); more (orange) and less (violet) of that than before."""

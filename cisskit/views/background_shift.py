@@ -7,7 +7,7 @@ method itself decides by, see `log_probabilities`; "before" a step is the model 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import seaborn as sns
@@ -24,33 +24,36 @@ from cisskit.data.base import Sees, step_table
 from cisskit.data.transforms import normalise
 from cisskit.errors import KitError, unknown
 from cisskit.method import Context, Method
+from cisskit.metrics import class_range
 from cisskit.models import Output
 from cisskit.pseudo import predict_open
 from cisskit.runs import Run
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario, Step
 from cisskit.views.masks import HIDDEN, Picture, aspect, hatch, outline, show_image, test_pictures
-from cisskit.views.report import MOST_STEPS, Restore
+from cisskit.views.report import Restore
 from cisskit.views.style import (
     ERRORS,
+    HIDES,
     RIGHT,
     figure,
+    following,
     grid,
     legend_below,
     method_colour,
     method_title,
+    note,
     rgb,
     row_label,
+    spread,
 )
 from cisskit.views.tables import Chain, by_method
-from cisskit.views.tokens import note
 
 Floats = NDArray[np.float64]
-T = TypeVar("T")
 
 KINDS = {
-    "background": ("#dddddd", "really background"),
-    "old": ("#009e73", "a class of an earlier step"),
-    "future": ("#cc79a7", "a class of a later step"),
+    "background": (HIDES["nothing"][0], "really background"),
+    "old": (HIDES["old"][0], "a class of an earlier step"),
+    "future": (HIDES["future"][0], "a class of a later step"),
     "void": ("#ffffff", "not labelled by anybody (void)"),
 }
 """What a pixel that a step labels background can be -> colour, words. Hatched as in `masks.HIDDEN`."""
@@ -438,7 +441,7 @@ def figure_mass(found: Found) -> Figure:
     for ax, t in zip(axes, steps, strict=True):
         step = _scenario(found).step(t)
         parts = {method: [old_mass(said, step) for said in couples.get(t, ())] for method, couples in both.items()}
-        plot_mass(parts, ax).set_title(f"step {t}: pixels of classes {_range(step.old)}")
+        plot_mass(parts, ax).set_title(f"step {t}: pixels of classes {class_range(range(1, step.n_old + 1))}")
     legend_below(fig, [Patch(facecolor=colour, label=words) for colour, words in GOES.values()])
     return fig
 
@@ -708,32 +711,16 @@ def figure_where(i: int, picture: Picture, maps: Maps, scenario: Scenario) -> Fi
 def explore_where(pictures: Sequence[Picture], maps: Maps, scenario: Scenario) -> Any:
     """Choose image and methods; `figure_where` of the first picture once as a static one. Returns the widget."""
     import ipywidgets as widgets
-    from IPython.display import display
 
     which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
     chosen = widgets.SelectMultiple(
         options=[(method_title(m), m) for m in maps], value=list(maps), description="methods", rows=min(len(maps), 6)
     )
-    out = widgets.Output()
 
-    def draw() -> Figure:
-        return figure_where(which.value, pictures[which.value], {m: maps[m] for m in chosen.value or maps}, scenario)
+    def draw() -> list[Figure]:
+        return [figure_where(which.value, pictures[which.value], {m: maps[m] for m in chosen.value or maps}, scenario)]
 
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(draw())
-
-    display(draw())
-    for control in (which, chosen):
-        control.observe(redraw, names="value")
-    return widgets.VBox([widgets.HBox([which, chosen]), out])
-
-
-def spread(items: Sequence[T]) -> list[T]:
-    """At most `MOST_STEPS` of them, evenly from first to last."""
-    at = np.unique(np.linspace(0, max(len(items) - 1, 0), min(MOST_STEPS, len(items))).round().astype(int))
-    return [items[int(i)] for i in at]
+    return widgets.VBox([widgets.HBox([which, chosen]), following(draw, (which, chosen))])
 
 
 def _both(found: Found) -> tuple[dict[str, dict[int, tuple[Said, Said]]], list[int]]:
@@ -744,7 +731,3 @@ def _both(found: Found) -> tuple[dict[str, dict[int, tuple[Said, Said]]], list[i
 
 def _scenario(found: Found) -> Scenario:
     return next(iter(next(iter(found.values())).values())).run.scenario
-
-
-def _range(classes: slice) -> str:
-    return f"{classes.start}-{classes.stop - 1}" if classes.stop - classes.start > 1 else f"{classes.start}"

@@ -24,12 +24,18 @@ from cisskit.losses import labels_on_grid
 from cisskit.models import Model
 from cisskit.models.heads import rows as head_rows
 from cisskit.scenario import Scenario
-from cisskit.views.background_shift import spread
 from cisskit.views.regions import components
 from cisskit.views.report import Restore
-from cisskit.views.style import class_patches, figure, legend_below, method_title
+from cisskit.views.style import (
+    class_patches,
+    figure,
+    legend_below,
+    method_title,
+    note,
+    spread,
+)
 from cisskit.views.tables import Chain
-from cisskit.views.tokens import angles, note
+from cisskit.views.tokens import angles
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

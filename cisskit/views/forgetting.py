@@ -24,6 +24,7 @@ from cisskit.views.style import (
     class_patches,
     error_patches,
     figure,
+    following,
     grid,
     legend_below,
     legend_right,
@@ -641,23 +642,13 @@ def explore_story(
     predictions: one per picture, see `report.predictions`.
     """
     import ipywidgets as widgets
-    from IPython.display import display
 
     method = widgets.Dropdown(options=[(method_title(m), m) for m in predictions[0]], description="method")
     which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
-    out = widgets.Output()
 
-    def draw() -> Figure:
+    def draw() -> list[Figure]:
         picture = pictures[which.value]
         words = f"{method_title(method.value)}, test image {picture.name}"
-        return figure_story(picture, predictions[which.value][method.value], scenario, palette, title=words)
+        return [figure_story(picture, predictions[which.value][method.value], scenario, palette, title=words)]
 
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(draw())
-
-    display(draw())
-    for control in (method, which):
-        control.observe(redraw, names="value")
-    return widgets.VBox([widgets.HBox([method, which]), out])
+    return widgets.VBox([widgets.HBox([method, which]), following(draw, (method, which))])

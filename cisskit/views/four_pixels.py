@@ -31,7 +31,12 @@ from cisskit.errors import KitError, unknown
 from cisskit.pseudo import confident, entropy_labels, scaled_entropy, selective
 from cisskit.scenario import IGNORE
 from cisskit.views.reasoning import AGAINST, FOR
-from cisskit.views.style import ERRORS, figure, legend_below
+from cisskit.views.style import (
+    ERRORS,
+    figure,
+    following,
+    legend_below,
+)
 
 PIXELS = ("sky", "car", "dog", "hidden car")
 CLASSES = ("background", "car", "dog")
@@ -731,19 +736,8 @@ def figure_lead(story: Story | None = None, *, margin: float = 2.0) -> Figure:
 def _explore(columns: Sequence[Sequence[Any]], draw: Callable[[], Sequence[Any]]) -> Any:
     """Columns of controls over a picture that follows them; one static picture first, so that the page reads without a kernel."""
     import ipywidgets as widgets
-    from IPython.display import display
 
-    out = widgets.Output()
-
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(*draw())
-
-    display(*draw())
-    for column in columns:
-        for control in column:
-            control.observe(redraw, names="value")
+    out = following(draw, (control for column in columns for control in column))
     return widgets.VBox([widgets.HBox([widgets.VBox(list(column)) for column in columns]), out])
 
 

@@ -25,12 +25,21 @@ from cisskit.openset import grey_entropy
 from cisskit.pseudo import activate, closed_labels, confident, open_labels
 from cisskit.scenario import BACKGROUND, IGNORE, Scenario
 from cisskit.semantics import Change, Maps, channel_change, semantic_maps, semantic_split
-from cisskit.views.background_shift import spread
 from cisskit.views.masks import Picture, aspect, photo, show_image, show_labels, test_pictures
 from cisskit.views.report import Restore
-from cisskit.views.style import class_patches, figure, grid, legend_below, method_colour, method_title, row_label
+from cisskit.views.style import (
+    class_patches,
+    figure,
+    following,
+    grid,
+    legend_below,
+    method_colour,
+    method_title,
+    note,
+    row_label,
+    spread,
+)
 from cisskit.views.tables import Chain
-from cisskit.views.tokens import note
 
 SI, SS = "#0072b2", "#d55e00"
 """Semantic-invariant and sample-specific channels."""
@@ -410,7 +419,6 @@ def explore_split(
     step = widgets.Dropdown(options=steps, value=max(changes(usable[first], reference)), description="step")
     which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
     share = widgets.FloatSlider(min=0, max=1, step=0.05, value=rho, description="ρ", continuous_update=False)
-    out = widgets.Output()
 
     def draw() -> list[Figure]:
         later = changes(usable[which_method.value], reference)
@@ -424,14 +432,7 @@ def explore_split(
             figure_maps_by_step([pictures[i]], features, share.value, reference=reference, shown=1),
         ]
 
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(*draw())
-
-    display(*draw())
-    for control in (which_method, step, which, share):
-        control.observe(redraw, names="value")
+    out = following(draw, (which_method, step, which, share))
     return widgets.VBox([widgets.HBox([which_method, step]), widgets.HBox([which, share]), out])
 
 

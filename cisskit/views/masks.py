@@ -21,6 +21,7 @@ from cisskit.views.style import (
     ERRORS,
     class_patches,
     error_patches,
+    following,
     grid,
     legend_below,
     legend_right,
@@ -376,27 +377,18 @@ def explore_steps(pictures: Sequence[Picture], predictions: Sequence[ByStep], sc
     predictions: one per picture. Returns the widget.
     """
     import ipywidgets as widgets
-    from IPython.display import display
 
     method = widgets.Dropdown(options=[(method_title(m), m) for m in predictions[0]], description="method")
     steps = sorted(set.intersection(*(set(found) for found in predictions[0].values())))  # a chain may have ended early
     step = widgets.SelectionSlider(options=steps, value=steps[-1], description="after step", continuous_update=False)
     which = widgets.IntSlider(min=0, max=len(pictures) - 1, description="image", continuous_update=False)
-    out = widgets.Output()
 
-    def draw(_: Any = None) -> Figure:
+    def draw() -> list[Figure]:
         picture, found = pictures[which.value], predictions[which.value][method.value]
-        return figure_strip(picture, {method.value: {step.value: found[step.value]}}, scenario, palette)
+        return [figure_strip(picture, {method.value: {step.value: found[step.value]}}, scenario, palette)]
 
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(draw())
-
-    display(draw())
-    for control in (method, step, which):
-        control.observe(redraw, names="value")
-    return widgets.VBox([widgets.HBox([method, step, which]), out])
+    controls = [method, step, which]
+    return widgets.VBox([widgets.HBox(controls), following(draw, controls)])
 
 
 def _hatch_patches(kinds: Iterable[str]) -> list[Patch]:

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cisskit.calibration import WIDTH_BINS, Brier, Curve, brier, expected_calibration_error
+from cisskit.calibration import WIDTH_BINS, Brier, Curve, brier, expected_calibration_error, ratio
 from cisskit.data import Batch, Data, Toy
 from cisskit.errors import KitError
 from cisskit.method import Context, Method
@@ -46,9 +46,20 @@ from cisskit.views.masks import (
 )
 from cisskit.views.regions import REJECTED, SCORE, TOLD, winner
 from cisskit.views.report import Restore
-from cisskit.views.style import ERRORS, class_patches, figure, grid, legend_below, method_colour, method_title, row_label
+from cisskit.views.style import (
+    ERRORS,
+    class_patches,
+    figure,
+    following,
+    grid,
+    legend_below,
+    method_colour,
+    method_title,
+    note,
+    row_label,
+    spread,
+)
 from cisskit.views.tables import MISSING, Chain
-from cisskit.views.tokens import note
 from cisskit.views.training import prepare
 
 Floats = NDArray[np.float64]
@@ -351,13 +362,13 @@ class Tally:
     def sweep(self) -> tuple[Floats, Floats]:
         """(1500,) precision and recall over all old classes together at the thresholds k / 1500; NaN: nothing is accepted."""
         above = self.counts[:, 1:].sum(axis=1)[::-1].cumsum(axis=0)[::-1]
-        return _ratio(above[:, 0], above.sum(axis=1)), above[:, 0] / max(int(self.truth[1:].sum()), 1)
+        return ratio(above[:, 0], above.sum(axis=1)), above[:, 0] / max(int(self.truth[1:].sum()), 1)
 
     def classes(self, threshold: float) -> pd.DataFrame:
         """Precision and recall of the plainest rule and of the method's own, fractions by learned id; NaN: no pixel."""
         taken = self.accepted(threshold)
         frame = pd.DataFrame(
-            {"precision": _ratio(taken[:, 0], taken.sum(axis=1)), "recall": _ratio(taken[:, 0], self.truth[1:])},
+            {"precision": ratio(taken[:, 0], taken.sum(axis=1)), "recall": ratio(taken[:, 0], self.truth[1:])},
             index=range(1, self.step.n_old + 1),
         )
         for name in ("precision", "recall"):
@@ -588,7 +599,7 @@ def figure_teachers(found: Tallies) -> Figure:
     if not found:
         return note(NOBODY)
     steps = sorted({step for tallies in found.values() for step in tallies})
-    steps = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int))]
+    steps = spread(steps)
     fig = figure(max(4.2, 2.9 * len(steps)), 3.6)
     axes = fig.subplots(1, len(steps), squeeze=False, sharey=True)[0]
     for ax, step in zip(axes, steps, strict=True):
@@ -642,7 +653,6 @@ def explore_threshold(found: Tallies, looks: Mapping[str, Mapping[int, Look]] | 
     step = widgets.Dropdown(options=list(found[first]), value=max(found[first]), description="step")
     slider = widgets.FloatSlider(min=0, max=1, step=0.01, value=start(found[first][max(found[first])]), description="τ")
     slider.continuous_update = False
-    out = widgets.Output()
 
     def draw() -> list[Figure]:
         tallies = found[method.value]
@@ -655,25 +665,13 @@ def explore_threshold(found: Tallies, looks: Mapping[str, Mapping[int, Look]] | 
             figures.append(figure_accepted(seen, slider.value))
         return figures
 
-    def redraw(_: Any) -> None:
-        with out:
-            out.clear_output(wait=True)
-            display(*draw())
-
-    display(*draw())
-    for control in (method, step, slider):
-        control.observe(redraw, names="value")
-    return widgets.VBox([widgets.HBox([method, step, slider]), out])
+    controls = [method, step, slider]
+    return widgets.VBox([widgets.HBox(controls), following(draw, controls)])
 
 
 def start(tally: Tally) -> float:
     """Where a slider starts: at the method's own threshold, else at 0.7, which most papers use."""
     return tally.threshold if tally.threshold is not None else 0.7
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 def _number(value: float | None) -> float:

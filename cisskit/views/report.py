@@ -24,9 +24,6 @@ from cisskit.views.tables import MISSING, Chain, by_method, results
 Restore = Callable[[Run], Context]
 """`cisskit.train.restore`, handed in by the caller: views do not import what trains."""
 
-MOST_STEPS = 5
-"""Columns of a strip; longer chains show their first and last steps and some between."""
-
 
 def open_runs(folders: Sequence[str | Path], default: str | Path) -> list[Run]:
     """Finished runs from their folders; without any, those of the first scenario found under ``default``.
@@ -58,7 +55,7 @@ def predictions(
     pictures = masks.test_pictures(shown.data, shown.step, n)
     found: list[dict[str, dict[int, masks.Labels]]] = [{method: {} for method in groups} for _ in pictures]
     for method, chains in groups.items():
-        for run in _some(chains[0].runs, MOST_STEPS):
+        for run in style.spread(chains[0].runs):
             ctx = restore(run)
             for by_step, labels in zip(found, masks.predict(ctx, pictures, ctx.model), strict=True):
                 by_step[method][run.step] = labels
@@ -208,9 +205,3 @@ code { background: #f2f2ef; padding: 0 .2em; }
 .anchor-link { display: none; }
 .output_subarea, .jp-OutputArea-output { overflow-x: auto; }
 """
-
-
-def _some(runs: Sequence[Run], most: int) -> list[Run]:
-    """At most ``most`` runs, evenly from first to last."""
-    at = np.unique(np.linspace(0, len(runs) - 1, min(most, len(runs))).round().astype(int))
-    return [runs[i] for i in at]

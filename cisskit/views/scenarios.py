@@ -22,7 +22,16 @@ from cisskit.metrics import summarise
 from cisskit.protocols import PROTOCOLS, Protocol, protocol
 from cisskit.scenario import BACKGROUND, DATASETS, SETTINGS, Scenario, Step
 from cisskit.views.masks import HIDDEN, Labels, aspect, hatch, hidden_by, show_image, show_labels
-from cisskit.views.style import HIDES, class_patches, figure, grid, legend_below, legend_right, row_label
+from cisskit.views.style import (
+    HIDES,
+    class_patches,
+    figure,
+    grid,
+    legend_below,
+    legend_right,
+    row_label,
+    spread,
+)
 
 Presence = NDArray[np.bool_]
 """(n, 256): which original ids an image shows."""
@@ -330,7 +339,7 @@ def hatch_patches(kinds: Iterable[str]) -> list[Patch]:
 
 def some(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
     """These steps, or ``most`` of them, evenly, with the first and the last."""
-    return [steps[k] for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int))]
+    return spread(steps, most)
 
 
 # --- one matrix, many numbers ---

@@ -1,8 +1,8 @@
 """One look for all pictures: a colour per method, a colour per kind of error, legends and grids."""
 
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -41,6 +41,11 @@ HIDES = {
     "both": ("#8c510a", "classes of earlier and of later steps"),
 }
 """What the background of an image's labels hides -> colour, words."""
+
+MOST_STEPS = 5
+"""Steps side by side in one picture; longer chains show their first and last ones and some between."""
+
+T = TypeVar("T")
 
 RIGHT = "#b8d8c0"
 """Colour of what is right, where errors are counted."""
@@ -137,3 +142,36 @@ def legend_below(fig: Figure, handles: Sequence[Any], *, columns: int = 0) -> Le
 def legend_right(fig: Figure, handles: Sequence[Any]) -> Legend:
     """A legend beside the figure, one entry a line."""
     return fig.legend(handles=list(handles), loc="outside right center", ncols=1)
+
+
+def note(text: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    fig = figure(7.4, 0.5)
+    fig.subplots().set_axis_off()  # IPython shows no figure without axes
+    fig.text(0.01, 0.5, text, va="center", color="#555555")
+    return fig
+
+
+def spread(items: Sequence[T], most: int = MOST_STEPS) -> list[T]:
+    """At most this many of them, evenly from first to last."""
+    at = np.unique(np.linspace(0, max(len(items) - 1, 0), min(most, len(items))).round().astype(int))
+    return [items[int(i)] for i in at]
+
+
+def following(draw: Callable[[], Sequence[Any]], controls: Iterable[Any]) -> Any:
+    """Show what ``draw()`` returns, once, so that a page reads without a kernel; the widget that is returned shows it again
+    whenever the value of a control changes."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    out = widgets.Output()
+
+    def redraw(_: Any) -> None:
+        with out:
+            out.clear_output(wait=True)
+            display(*draw())
+
+    display(*draw())
+    for control in controls:
+        control.observe(redraw, names="value")
+    return out

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cisskit.errors import KitError
 from cisskit.method import ablations_of, method_class, variants_of
+from cisskit.metrics import class_range
 from cisskit.runs import FINISHED, Run
 from cisskit.views.style import in_order, method_title
 
@@ -137,8 +138,7 @@ def _classes(run: Run, keys: Sequence[str]) -> str:
         return run.metrics["miou"][keys[1]]["classes"] or "none"
     if keys[0] == "hiou":
         return (run.metrics["hiou"]["classes"] or "none").replace(" and ", " | ")
-    n_old = run.scenario.step(run.step).n_old
-    return "none" if n_old == 0 else "1" if n_old == 1 else f"1-{n_old}"
+    return class_range(range(1, run.scenario.step(run.step).n_old + 1)) or "none"
 
 
 def chain_table(run: Run) -> pd.DataFrame:

@@ -35,7 +35,15 @@ from cisskit.views.masks import (
     show_on_photo,
     test_pictures,
 )  # fmt: skip
-from cisskit.views.style import ERRORS, class_patches, figure, grid, legend_below, row_label
+from cisskit.views.style import (
+    ERRORS,
+    class_patches,
+    figure,
+    grid,
+    legend_below,
+    note,
+    row_label,
+)
 
 MISSES = {
     "caught": ("#2c7bb6", "ignored: an old object"),
@@ -524,14 +532,6 @@ def figure_term_sizes(stages: Mapping[str, Mapping[str, Any]], *, xlabel: str = 
     ax = fig.subplots()
     plot_term_sizes(numbers, ax, xlabel=xlabel)
     legend_below(fig, ax.get_legend_handles_labels()[0])
-    return fig
-
-
-def note(text: str) -> Figure:
-    """A figure that says why there is nothing to see."""
-    fig = figure(7.4, 0.5)
-    fig.subplots().set_axis_off()  # IPython shows no figure without axes
-    fig.text(0.01, 0.5, text, va="center", color="#555555")
     return fig
 
 
