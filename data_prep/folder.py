@@ -18,7 +18,7 @@ from PIL import Image
 
 from cisskit.data.colours import Colour, colours_to_ids, tell_colours
 from cisskit.data.files import DAMAGED, SALIENCY, Folders, Pair, coding, found_pairs
-from cisskit.data.folder import CLASSES, IMAGES, LABELS, read_classes
+from cisskit.data.folder import CLASSES, IMAGES, LABELS, label_folder, read_classes
 from cisskit.data.manifest import read_manifest, write_manifest
 from cisskit.errors import KitError, first_ten
 from cisskit.scenario import IGNORE
@@ -109,11 +109,6 @@ def _labels(root: Path) -> list[Path]:
     return labels
 
 
-def labels_of(root: Path) -> Path:
-    """The folder of labels that is read."""
-    return next((root / name for name in LABELS if (root / name).is_dir()), root / GIVEN)
-
-
 def pairs_of(root: Path, labels: Path) -> list[Pair]:
     """All images and labels; of the sub-folders train and test where there are such."""
     names = [name for name in ("train", "test") if (root / IMAGES / name).is_dir()] or [""]
@@ -131,7 +126,7 @@ def check(chosen: argparse.Namespace) -> int:
     """Print a table of what should be there and what is; 0 when every row is ok. Writes nothing."""
     root = chosen.root.expanduser().absolute()
     classes = read_classes(root / CLASSES).labels
-    n, folder = len(classes.names) + bool(classes.background), labels_of(root)
+    n, folder = len(classes.names) + bool(classes.background), label_folder(root)
     table, pairs = Table(), pairs_of(root, folder)
     table.note("images", "", count_of(pairs))
     rule = f"Labels are 8-bit index PNGs; `python -m data_prep folder --root {root}` converts labels in colour."

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
+from cisskit.data import transforms
 from cisskit.data.colours import Colour, colours_to_ids, tell_colours
 from cisskit.data.files import DAMAGED, SALIENCY, Folders, Pair, coding, found_pairs
 from cisskit.data.isprs import BOUNDARY, CLUTTER, COLOURS
@@ -209,7 +210,7 @@ def _by_tile(pattern: re.Pattern[str], files: list[Path]) -> dict[str, Path]:
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """Where the crops of a side begin; the last one ends at the border, even if it overlaps more."""
-    return [*range(0, max(length - tile, 0), tile - overlap), max(length - tile, 0)]
+    return transforms.starts(length, tile, tile - overlap)
 
 
 def _boxes(width: int, height: int, tile: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:

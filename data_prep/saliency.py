@@ -19,6 +19,7 @@ from PIL import Image
 
 from cisskit.data.ade import FOLDER
 from cisskit.data.files import DAMAGED, SALIENCY, Pair, coding, read_image
+from cisskit.data.folder import label_folder
 from cisskit.data.manifest import read_manifest, write_manifest
 from cisskit.data.voc import find_voc, read_list
 from cisskit.errors import KitError, first_ten
@@ -88,7 +89,7 @@ def _targets(chosen: argparse.Namespace) -> list[Target]:
             raise KitError(f"there are no crops in {root / 'isprs'}; `python -m data_prep isprs --root {root}` makes them.")
         found = [(place, isprs.pairs_of(place)) for place in places]
     else:
-        found = [(root, {"all": folder.pairs_of(root, folder.labels_of(root))})]
+        found = [(root, {"all": folder.pairs_of(root, label_folder(root))})]
     return [
         Target(place, {s: [_of_map(pair) for pair in pairs] for s, pairs in splits.items() if pairs}) for place, splits in found
     ]

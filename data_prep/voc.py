@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from cisskit.data.files import Pair
 from cisskit.data.manifest import MANIFEST, write_manifest
-from cisskit.data.voc import CODING, IMAGES, LABELS, LISTS, RULE, check_pairs, find_voc, read_list
+from cisskit.data.voc import CODING, IMAGES, LABELS, LISTS, RULE, check_pairs, find_voc, read_list, usual_train_list
 from cisskit.errors import KitError
 from data_prep.check import Table, count_of, rows_of_pairs
 from data_prep.download import Archive, fetch
@@ -87,7 +87,7 @@ def _label(path: PurePosixPath) -> PurePosixPath | None:
 def lists_of(voc: Path) -> tuple[str, tuple[str, str]]:
     """The folder of labels and the two lists that the loader takes by itself."""
     folder = next((name for name in LABELS if (voc / name).is_dir()), LABELS[0])
-    return folder, ("train_aug" if (voc / LISTS / NAMES).is_file() else "train", "val")
+    return folder, (usual_train_list(voc), "val")
 
 
 def _record(voc: Path, origin: str) -> None:

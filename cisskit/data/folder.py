@@ -66,8 +66,7 @@ class Folder(FileSource):
             f"Labels are 8-bit index PNGs with one class number per pixel, 0..{self._n_values - 1} for the names in "
             f"{CLASSES}, or {IGNORE} for void. `python -m data_prep folder --root {self.root}` converts coloured labels."
         )
-        label_folder = next((name for name in LABELS if (self.root / name).is_dir()), LABELS[-1])
-        kinds = Folders(*(self.root / kind for kind in (IMAGES, label_folder, SALIENCY)))
+        kinds = Folders(self.root / IMAGES, label_folder(self.root), self.root / SALIENCY)
         remedy = f"`python -m data_prep folder --root {self.root} --check` says what is missing."
         for folder in (kinds.images, kinds.labels):
             if not folder.is_dir():
@@ -121,6 +120,11 @@ class Folder(FileSource):
 
     def describe(self) -> dict[str, Any]:
         return {"split": self.split_by} | ({"test_share": self.test_share} if self.split_by == "hash" else {})
+
+
+def label_folder(root: Path) -> Path:
+    """The folder of labels that is read."""
+    return next((root / name for name in LABELS if (root / name).is_dir()), root / LABELS[-1])
 
 
 class Classes(NamedTuple):

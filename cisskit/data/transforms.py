@@ -123,6 +123,13 @@ def evaluation_crop(image: Tensor, label: Tensor, size: int) -> tuple[Tensor, Te
     return image[:, top : top + size, left : left + size], label[..., top : top + size, left : left + size]
 
 
+def starts(side: int, size: int, stride: int) -> list[int]:
+    """Where pieces of ``size`` begin along a side: every ``stride`` pixels, the last one flush with the border. A side that is
+    shorter than a piece holds one, at 0."""
+    last = max(side - size, 0)
+    return [*range(0, last, stride), last]
+
+
 def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, int]]:
     """(top, left) of square windows every ``stride`` pixels, row by row; the last ones lie flush with the border.
 
@@ -131,7 +138,7 @@ def windows(height: int, width: int, size: int, stride: int) -> list[tuple[int, 
     """
     if min(height, width) < size or stride < 1:
         raise KitError(f"an image of {width} x {height} pixels holds no window of side {size} (stride {stride}): pad it first.")
-    tops, lefts = ([*range(0, side - size, stride), side - size] for side in (height, width))
+    tops, lefts = (starts(side, size, stride) for side in (height, width))
     return [(top, left) for top in tops for left in lefts]
 
 

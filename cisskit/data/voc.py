@@ -73,7 +73,7 @@ class Voc(FileSource):
             raise KitError(f"{self.root} has no folder {' and none named '.join(missing)}. {_remedy(root)}")
         self.label_folder = folders[0]
         if train_list is None:
-            train_list = "train_aug" if (self.root / LISTS / "train_aug.txt").is_file() else "train"
+            train_list = usual_train_list(self.root)
         self.lists = {"train": train_list, "test": test_list}
         pairs = {split: read_list(self.root, name, self.label_folder) for split, name in self.lists.items()}
         shared = shared_names(pairs["train"], pairs["test"])
@@ -105,6 +105,11 @@ def find_voc(root: str | Path) -> Path:
         f"no Pascal VOC 2012: {root} {state}; looked for {root / 'VOCdevkit' / 'VOC2012' / LISTS} "
         f"and {root / LISTS}. {_remedy(root)}"
     )
+
+
+def usual_train_list(root: Path) -> str:
+    """The list that is trained on unless another one is asked for: the augmented one, if it is there."""
+    return "train_aug" if (root / LISTS / "train_aug.txt").is_file() else "train"
 
 
 def _remedy(root: str | Path) -> str:
